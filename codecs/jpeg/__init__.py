@@ -1,0 +1,1 @@
+"""An exact model of baseline JPEG on the device."""

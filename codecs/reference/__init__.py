@@ -1,0 +1,1 @@
+"""Programs and files outside this process: raw YUV, and the reference encoders."""

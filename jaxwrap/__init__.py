@@ -1,0 +1,1 @@
+"""Neural wrappers around standard codecs, in JAX. Start with `jaxwrap.pipeline`."""

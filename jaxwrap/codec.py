@@ -1,0 +1,87 @@
+"""The third abstraction: a codec takes frames and an `EncodeRequest`, and gives an `EncodeResult`.
+
+The proxy, x264 and a patched HM look the same from here. Rates count every bit that a decoder needs: all NAL units but user-data SEI;
+`header_bits` (parameter sets) is the part of them that does not depend on the pictures. ``decoded`` holds what an
+*independent* decoder made of the stream, never the encoder's own word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, Protocol
+
+import jax
+
+from jaxwrap.arrays import Array, Frame
+
+Config = Literal["intra", "lowdelay", "randomaccess"]
+CONFIGS: tuple[Config, ...] = ("intra", "lowdelay", "randomaccess")
+
+QP_RANGE = (0, 51)
+"""Range of the specification's QP at 8 bits; a 10-bit stream at QP q has the same step relative to the sample range."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class Weights:
+    """Per-sample weights w of the distortion Σ w q², mean 1 over the frame (`jaxwrap.importance.weights`).
+
+    ``planes`` has the frame's plane sizes with N = 1 (one map for all frames) or N maps. ``applied_as`` says how an encoder is to
+    use them: ``"distortion"`` inside its RDO (patched HM and JM), or ``"qp_offset"``: ΔQP = −3 log₂ w per block.
+    """
+
+    planes: Frame
+    applied_as: Literal["distortion", "qp_offset"] = dataclasses.field(
+        default="distortion", metadata={"static": True}
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """What is asked of a codec.
+
+    ``qp`` is on the specification's scale (`QP_RANGE`, fractions allowed where the codec allows them); the proxy takes ``None`` for
+    its learnt step. ``preset`` is the encoder's own name for its effort; ``None`` is the codec's default.
+    """
+
+    qp: float | None
+    config: Config = "intra"
+    bit_depth: int = 10
+    fps: float = 25.0
+    preset: str | None = None
+    weights: Weights | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncodeResult:
+    """What a codec gives back.
+
+    ``decoded``: samples in ``[0, 2^d − 1]`` at the input's size. ``bits``: ``[N]`` per picture, in the order of the input, everything
+    counted. ``header_bits``: the part of the sum that is parameter sets. ``seconds``: wall time of encoding (0 under `jax.jit`).
+    ``command``: what was run, enough to repeat it.
+    """
+
+    decoded: Frame
+    bits: Array
+    header_bits: Any = 0
+    seconds: float = dataclasses.field(default=0.0, metadata={"static": True})
+    command: str = dataclasses.field(default="", metadata={"static": True})
+
+
+class Codec(Protocol):
+    """Frames → bits → frames."""
+
+    @property
+    def name(self) -> str:
+        """Short name used in results rows: ``proxy``, ``x264``, ``x265``, ``hm``, …"""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Version of the encoder, part of every cache key."""
+        ...
+
+    def encode(self, frames: Frame, request: EncodeRequest) -> EncodeResult:
+        """Codes samples ``[0, 2^d − 1]`` (real-valued ones are clipped and rounded first) and decodes them again."""
+        ...
