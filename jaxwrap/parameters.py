@@ -1,0 +1,47 @@
+"""Network parameters as named arrays, and back, with every mismatch reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+def named_parameters(module: nnx.Module) -> dict[str, np.ndarray]:
+    """All `nnx.Param` of a module as ``{"post.head.kernel": array}``, in a fixed order, as host arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module, nnx.Param).to_pure_dict())
+    return {".".join(_part(k) for k in path): np.asarray(leaf) for path, leaf in sorted(leaves, key=lambda p: str(p[0]))}
+
+
+def assign_parameters(module: nnx.Module, arrays: Mapping[str, np.ndarray], *, source: str = "the given arrays") -> None:
+    """Writes named arrays into the module.
+
+    Raises `ValueError` listing *all* missing, unexpected and misshapen names at once; the module is then unchanged. ``source`` names
+    the arrays' origin in that message.
+    """
+    wanted = named_parameters(module)
+    faults = [f"missing: {name} {wanted[name].shape}" for name in wanted if name not in arrays]
+    faults += [f"unexpected: {name} {arrays[name].shape}" for name in arrays if name not in wanted]
+    for name, array in wanted.items():
+        if name in arrays and arrays[name].shape != array.shape:
+            faults.append(f"misshapen: {name} is {arrays[name].shape}, wanted {array.shape}")
+        elif name in arrays and not np.isfinite(arrays[name]).all():
+            faults.append(f"not finite: {name}")
+    if faults:
+        raise ValueError(
+            f"{source} do not fit this network ({len(faults)} mismatches); use the configuration they were trained with:\n  "
+            + "\n  ".join(faults)
+        )
+    state = nnx.state(module, nnx.Param)
+    flat = jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.asarray(arrays[".".join(_part(k) for k in path)]), state.to_pure_dict()
+    )
+    nnx.replace_by_pure_dict(state, flat)
+    nnx.update(module, state)
+
+
+def _part(key: object) -> str:
+    return str(getattr(key, "key", getattr(key, "idx", key)))

@@ -1,0 +1,92 @@
+"""Wrapper files (one ``.npz`` with its configuration inside) and the resumable state of a training run (Orbax)."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from jaxwrap.parameters import assign_parameters, named_parameters
+from jaxwrap.train.fit.step import FitState
+from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig
+
+SUFFIX = ".wrapper.npz"
+
+
+def save_wrapper(path: Path, wrapper: Wrapper, *, notes: dict[str, Any]) -> None:
+    """Writes configuration, parameters and ``notes`` (how it was trained) to one file, by way of a temporary name."""
+    meta = json.dumps({"format": 1, "config": wrapper.config.to_dict(), "notes": notes}, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        np.savez(file, __meta__=np.array(meta), **named_parameters(wrapper))  # type: ignore[arg-type]
+    os.replace(temporary, path)
+
+
+def load_wrapper(path: str | Path) -> tuple[Wrapper, dict[str, Any]]:
+    """A wrapper and the notes beside it, from a file or from the name of a shipped checkpoint (``pair-1of2``, …).
+
+    Raises `FileNotFoundError` naming what ships, or `ValueError` where the file is no wrapper or does not fit its configuration.
+    """
+    file = _resolve(path)
+    try:
+        with np.load(file) as archive:
+            arrays = dict(archive)
+        meta = json.loads(str(arrays.pop("__meta__")))
+        config = WrapperConfig.from_dict(meta["config"])
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is not a wrapper file ({error}); `jaxwrap train` writes them as *{SUFFIX}") from error
+    wrapper = Wrapper(config, rngs=nnx.Rngs(0))
+    assign_parameters(wrapper, arrays, source=str(file))
+    return wrapper, meta["notes"]
+
+
+def shipped_wrappers() -> dict[str, Path]:
+    """Names and files of the checkpoints that come with the package."""
+    folder = Path(str(resources.files("jaxwrap.train"))) / "checkpoints"
+    return {file.name.removesuffix(SUFFIX): file for file in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
+def _resolve(path: str | Path) -> Path:
+    shipped = shipped_wrappers()
+    if str(path) in shipped:
+        return shipped[str(path)]
+    file = Path(path)
+    if file.is_dir():
+        file = file / f"best{SUFFIX}"
+    if not file.is_file():
+        raise FileNotFoundError(f"no wrapper at {path}; give a *{SUFFIX} file, a training folder, or a shipped name: {', '.join(shipped)}")
+    return file
+
+
+class RunStates:
+    """The states of one training run, written atomically, the two newest kept."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager((folder / "states").absolute(), options=options)
+
+    def save(self, state: FitState) -> None:
+        """Blocks until the state is safe on disk."""
+        self._manager.save(int(state.step), args=ocp.args.StandardSave(state))
+        self._manager.wait_until_finished()
+
+    def latest(self, like: FitState) -> FitState | None:
+        """The newest whole state, placed like ``like``; None where there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()

@@ -1,0 +1,236 @@
+"""The training loop: data in, jitted steps, log, validation, checkpoints, resume."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxwrap.arrays import Yuv420, size_of, stack_frames
+from jaxwrap.train.fit.checkpoints import SUFFIX, RunStates, load_wrapper, save_wrapper
+from jaxwrap.train.fit.config import FitConfig
+from jaxwrap.train.fit.data import crop_batch, prefetch
+from jaxwrap.train.fit.step import FitState, Metrics, initial_state, make_loss, make_step, with_parameters, wrapper_config
+from jaxwrap.wrappers.switchable import Wrapper
+
+LOG_FIELDS = ("step", "loss", "distortion", "bits_per_pixel", "psnr_yuv", "step_size", "validation_loss", "validation_psnr_yuv", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the loop tells its caller after each logged interval."""
+
+    step: int
+    steps: int
+    metrics: dict[str, float]
+
+
+def fit(
+    config: FitConfig,
+    pictures: list[Yuv420],
+    validation: list[Yuv420],
+    out: Path,
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+    devices: list[jax.Device] | None = None,
+) -> Wrapper:
+    """Trains one wrapper, or goes on where ``out`` stopped; returns it and leaves ``last.wrapper.npz`` and ``best.wrapper.npz`` there.
+
+    ``pictures`` and ``validation``: one-frame 8-bit 4:2:0 batches. The batch is sharded over ``devices`` (default: as many of all of
+    them as divide it). Raises `ValueError` where ``out`` holds another configuration (differences named) or no picture is large
+    enough, and `FloatingPointError` at the first step whose loss is not finite; the states before it stay on disk.
+    """
+    _claim(out, config)
+    pictures = _large_enough(pictures, config.crop, "training")
+    held_out = _validation_batch(_large_enough(validation, config.crop, "validation"), config)
+    wrapper = load_wrapper(config.init)[0] if config.init else Wrapper(wrapper_config(config), rngs=nnx.Rngs(config.seed))
+    if wrapper.config != wrapper_config(config):
+        raise ValueError(f"init={config.init} holds {wrapper.config}; this run wants {wrapper_config(config)}")
+
+    sharded, replicated = _shardings(config.batch, devices)
+    step = jax.jit(make_step(wrapper, config), donate_argnums=0, in_shardings=(replicated, sharded), out_shardings=replicated)
+    loss = make_loss(wrapper, config)
+    validate = jax.jit(lambda params, batch: loss(params, batch, None, None)[1][0])
+
+    states = RunStates(out)
+    log = _Log(out / "log.csv")
+    try:
+        fresh = initial_state(wrapper, config)
+        first = jax.device_put(_batch(config, pictures, 0), sharded)
+        fresh = dataclasses.replace(fresh, rate_scale=_first_rate_scale(wrapper, config, fresh, first))
+        fresh = jax.device_put(fresh, replicated)
+        state = states.latest(fresh)
+        if state is None:
+            state, best = fresh, float("inf")
+            states.save(state)
+            best = _validate(validate, wrapper, state, held_out, config, out, log, best, report)
+        else:
+            best = log.resume(int(state.step))
+        batches = prefetch(lambda k: jax.device_put(_batch(config, pictures, k), sharded), int(state.step), config.steps)
+        pending: list[tuple[int, Metrics]] = []
+        started = time.perf_counter()
+        for number, batch in enumerate(batches, start=int(state.step) + 1):
+            state, metrics = step(state, batch)
+            pending.append((number, metrics))
+            last = number == config.steps
+            if last or number % config.log_every == 0 or number % config.checkpoint_every == 0:
+                row = _finite_mean(pending)
+                now = time.perf_counter()
+                log.write({**row, "step": number, "seconds": round((now - started) / len(pending), 4)})
+                started, pending = now, []
+                report(Progress(number, config.steps, row))
+            if last or number % config.validate_every == 0:
+                best = _validate(validate, wrapper, state, held_out, config, out, log, best, report)
+            if last or number % config.checkpoint_every == 0:
+                states.save(state)
+    finally:
+        states.close()
+    trained = with_parameters(wrapper, jax.device_get(state.params))
+    save_wrapper(out / f"last{SUFFIX}", trained, notes=_notes(config, int(state.step), {}))
+    return trained
+
+
+def _claim(out: Path, config: FitConfig) -> None:
+    """Makes ``out`` this configuration's folder, or refuses."""
+    file = out / "config.json"
+    wanted = dataclasses.asdict(config)
+    if file.exists():
+        found = json.loads(file.read_text())
+        differing = [f"{k}: {found.get(k)!r} there, {v!r} asked" for k, v in wanted.items() if found.get(k) != v]
+        if differing:
+            raise ValueError(
+                f"{out} holds a run of another configuration; give another out= folder, or the same settings:\n  " + "\n  ".join(differing)
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is no training folder (no config.json); give an empty or new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(wanted, indent=1) + "\n")
+    os.replace(temporary, file)
+
+
+def _large_enough(pictures: list[Yuv420], crop: int, what: str) -> list[Yuv420]:
+    kept = [p for p in pictures if min(size_of(p)) >= crop]
+    if not kept:
+        sizes = ", ".join(sorted({f"{w}×{h}" for h, w in map(size_of, pictures)})[:5]) or "none given"
+        raise ValueError(f"no {what} picture is at least {crop}×{crop} (sizes: {sizes}); lower crop= or give larger pictures")
+    return kept
+
+
+def _validation_batch(pictures: list[Yuv420], config: FitConfig) -> Yuv420:
+    """Centre crops of the first pictures: the same at every validation of every run with this crop."""
+    crops = []
+    for p in pictures[:16]:
+        height, width = size_of(p)
+        top, left = ((side - config.crop) // 4 * 2 for side in (height, width))
+        crops.append(
+            jax.tree.map(
+                lambda plane, h=height, t=top, l=left: plane[
+                    :,
+                    t * plane.shape[1] // h : (t + config.crop) * plane.shape[1] // h,
+                    l * plane.shape[1] // h : (l + config.crop) * plane.shape[1] // h,
+                ],
+                p,
+            )
+        )
+    batch = stack_frames(crops)
+    assert isinstance(batch, Yuv420)
+    return batch
+
+
+def _batch(config: FitConfig, pictures: list[Yuv420], step: int) -> Yuv420:
+    return crop_batch(pictures, seed=config.seed, step=step, batch=config.batch, crop=config.crop)
+
+
+def _shardings(batch: int, devices: list[jax.Device] | None) -> tuple[NamedSharding, NamedSharding]:
+    """Batch over devices, state on each: as many devices as divide the batch."""
+    available = jax.devices() if devices is None else devices
+    count = max(n for n in range(1, len(available) + 1) if batch % n == 0)
+    mesh = Mesh(np.array(available[:count]), ("data",))
+    return NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+
+
+def _first_rate_scale(wrapper: Wrapper, config: FitConfig, state: FitState, batch: Yuv420) -> jax.Array:
+    """a of equation 1 for step 0: every later one comes out of a step."""
+    probe = make_step(wrapper, dataclasses.replace(config, rate_refresh=1))
+    return jax.jit(lambda s, b: probe(s, b)[0].rate_scale)(state, batch)
+
+
+def _finite_mean(pending: list[tuple[int, Metrics]]) -> dict[str, float]:
+    """Mean of the interval's metrics; one host transfer for all of its steps."""
+    values = jax.device_get([m for _, m in pending])
+    for (number, _), m in zip(pending, values, strict=True):
+        if not np.isfinite(m.loss):
+            raise FloatingPointError(
+                f"the loss is {m.loss} at step {number} (distortion {m.distortion}, bits per pixel {m.bits_per_pixel}); "
+                "lower learning_rate, or look at the pictures of that step"
+            )
+    return {f.name: float(np.mean([getattr(m, f.name) for m in values])) for f in dataclasses.fields(Metrics)}
+
+
+def _validate(validate, wrapper, state, batch, config, out, log, best, report) -> float:  # type: ignore[no-untyped-def]
+    """Exact-rate loss on the held-out crops; keeps the best wrapper on disk."""
+    metrics = jax.device_get(validate(state.params, jax.tree.map(jnp.asarray, batch)))
+    number, value, psnr = int(state.step), float(metrics.loss), float(metrics.psnr_yuv)
+    log.write({"step": number, "validation_loss": value, "validation_psnr_yuv": psnr})
+    report(Progress(number, config.steps, {"validation_loss": value, "validation_psnr_yuv": psnr}))
+    if value < best:
+        best = value
+        figures = {"validation_loss": value, "validation_psnr_yuv": psnr, "validation_bits_per_pixel": float(metrics.bits_per_pixel)}
+        save_wrapper(out / f"best{SUFFIX}", with_parameters(wrapper, jax.device_get(state.params)), notes=_notes(config, number, figures))
+    return best
+
+
+def _notes(config: FitConfig, step: int, figures: dict[str, float]) -> dict[str, object]:
+    import flax  # noqa: PLC0415
+    import optax
+
+    return {
+        "trained_with": dataclasses.asdict(config),
+        "step": step,
+        **figures,
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__, "numpy": np.__version__},
+    }
+
+
+class _Log:
+    """``log.csv``: one row per logged interval or validation; rows past a resumed state are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def resume(self, step: int) -> float:
+        """Forgets rows after ``step``; returns the best validation loss up to it."""
+        if not self._path.exists():
+            return float("inf")
+        with self._path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        temporary = self._path.with_suffix(".part")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, LOG_FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self._path)
+        return min((float(row["validation_loss"]) for row in rows if row["validation_loss"]), default=float("inf"))
+
+    def write(self, row: dict[str, float]) -> None:
+        """Appends and flushes."""
+        new = not self._path.exists()
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, LOG_FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
