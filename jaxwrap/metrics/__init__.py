@@ -1,1 +1,1 @@
-"""TODO"""
+"""What is measured on decoded frames: ``distortion``, ``bjontegaard``."""

@@ -1,0 +1,147 @@
+"""Bjøntegaard deltas, Pareto fronts over modes, and bootstrap intervals over sequences.
+
+Anchor first, everywhere. Rates are any positive unit (kbps, bpp), compared on a logarithmic scale; qualities are in dB
+or another scale that grows with the rate. The integration is the ``bjontegaard`` package's (FAU Erlangen-Nürnberg),
+with piecewise cubic Hermite interpolation ("pchip", the common test conditions' choice): it stays monotone between
+monotone points, also where a Pareto front spaces them unevenly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+MIN_POINTS = 5
+"""Fewest points of a curve that a BD figure may be computed from."""
+
+INTERPOLATION = "pchip"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BdResult:
+    """A Bjøntegaard delta and what it rests on.
+
+    ``value``: BD-rate in percent (negative: the test curve needs less rate) or BD-quality in the quality's own unit
+    (positive: better). ``overlap``: the interval integrated over as a fraction of the one that both curves span
+    together. ``num_points``: points of the anchor and of the test curve.
+    """
+
+    value: float
+    overlap: float
+    num_points: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interval:
+    """Mean over sequences and its bootstrap percentile interval.
+
+    No interval (``None``) from fewer than two sequences.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    num_sequences: int
+
+
+def bd_rate(
+    anchor_rate: ArrayLike, anchor_quality: ArrayLike, test_rate: ArrayLike, test_quality: ArrayLike
+) -> BdResult:
+    """Mean rate difference of the test curve at equal quality, in percent (Bjøntegaard, VCEG-M33, 2001).
+
+    Integrated over the qualities that both curves reach. Points may come in any order. Raises `ValueError` for fewer
+    than `MIN_POINTS` points, a rate that is not positive, a curve on which more rate gives no more quality, or curves
+    that share no quality.
+    """
+    anchor = _curve(anchor_rate, anchor_quality, "anchor")
+    test = _curve(test_rate, test_quality, "test")
+    overlap = _overlap(anchor[1], test[1], "quality")
+    import bjontegaard  # imports matplotlib
+
+    percent = bjontegaard.bd_rate(*anchor, *test, method=INTERPOLATION, require_matching_points=False, min_overlap=0)
+    return BdResult(float(percent), overlap, (anchor[0].size, test[0].size))
+
+
+def bd_quality(
+    anchor_rate: ArrayLike, anchor_quality: ArrayLike, test_rate: ArrayLike, test_quality: ArrayLike
+) -> BdResult:
+    """Mean quality difference of the test curve at equal rate, in the quality's unit (BD-PSNR in dB).
+
+    Errors as for `bd_rate`.
+    """
+    anchor = _curve(anchor_rate, anchor_quality, "anchor")
+    test = _curve(test_rate, test_quality, "test")
+    overlap = _overlap(np.log(anchor[0]), np.log(test[0]), "rate")
+    import bjontegaard  # imports matplotlib
+
+    delta = bjontegaard.bd_psnr(*anchor, *test, method=INTERPOLATION, require_matching_points=False, min_overlap=0)
+    return BdResult(float(delta), overlap, (anchor[0].size, test[0].size))
+
+
+def pareto_front(rate: ArrayLike, quality: ArrayLike) -> np.ndarray:
+    """Indices of the Pareto-optimal points: no other has at most their rate and at least their quality.
+
+    Returned in the order of the rate, along which quality grows strictly; of equal points the first stays. Over the
+    points of all modes this is what an encoder that may switch modes reaches (SNW section 4.1, figure 4).
+    """
+    rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
+    if rates.shape != qualities.shape or rates.ndim != 1:
+        raise ValueError(
+            f"rates of shape {rates.shape} and qualities of shape {qualities.shape}; wanted two equal lengths"
+        )
+    order = np.lexsort((np.arange(rates.size), -qualities, rates))
+    best = np.maximum.accumulate(np.concatenate([[-np.inf], qualities[order]]))[:-1]
+    return order[qualities[order] > best]
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of one value per sequence, with the percentile interval of its bootstrap distribution.
+
+    Sequences are resampled with replacement. The interval speaks about other sequences like these; with few of them it
+    is too narrow, so the number of sequences belongs beside it. Raises `ValueError` without values.
+    """
+    data = np.asarray(values, np.float64)
+    if data.size == 0:
+        raise ValueError("no values were given; a mean over sequences needs at least one")
+    mean = float(data.mean())
+    if data.size < 2:
+        return Interval(mean, None, None, int(data.size))
+    draws = np.random.default_rng(seed).integers(0, data.size, (resamples, data.size))
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(data[draws].mean(axis=1), [tail, 100.0 - tail])
+    return Interval(mean, float(low), float(high), int(data.size))
+
+
+def _curve(rate: ArrayLike, quality: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The points in the order of the rate, checked."""
+    rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
+    if rates.ndim != 1 or rates.shape != qualities.shape:
+        raise ValueError(
+            f"{name} curve: rates of shape {rates.shape}, qualities of shape {qualities.shape}; wanted two equal lengths"
+        )
+    if rates.size < MIN_POINTS:
+        raise ValueError(f"{name} curve has {rates.size} points; a BD figure wants at least {MIN_POINTS}: add QPs")
+    if not (np.isfinite(rates).all() and np.isfinite(qualities).all() and (rates > 0).all()):
+        raise ValueError(f"{name} curve holds a rate or quality that is not finite, or a rate that is not positive")
+    order = np.argsort(rates, kind="stable")
+    rates, qualities = rates[order], qualities[order]
+    bad = np.flatnonzero((np.diff(qualities) <= 0) | (np.diff(rates) <= 0))
+    if bad.size:
+        i = int(bad[0])
+        raise ValueError(
+            f"{name} curve is not monotone: quality goes from {qualities[i]:.4f} to {qualities[i + 1]:.4f} as the rate "
+            f"goes from {rates[i]:.6g} to {rates[i + 1]:.6g}; leave out the QPs at which it saturates"
+        )
+    return rates, qualities
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, what: str) -> float:
+    low, high = max(a.min(), b.min()), min(a.max(), b.max())
+    if high <= low:
+        raise ValueError(f"the curves share no {what}: BD is not defined; choose QPs so that their ranges overlap")
+    return float((high - low) / (max(a.max(), b.max()) - min(a.min(), b.min())))

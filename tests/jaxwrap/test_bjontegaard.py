@@ -1,0 +1,89 @@
+"""Bjøntegaard deltas against closed forms, the Pareto front against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxwrap.metrics.bjontegaard import bd_quality, bd_rate, bootstrap_mean, pareto_front
+
+RATE = np.array([120.0, 260.0, 555.0, 1210.0, 2400.0, 5100.0])
+QUALITY = 6.0 * np.log10(RATE) + 20.0
+
+
+def test_a_curve_at_nine_tenths_of_the_rate_is_minus_ten_percent() -> None:
+    result = bd_rate(RATE, QUALITY, 0.9 * RATE, QUALITY)
+    assert result.value == pytest.approx(-10.0, abs=1e-9)
+    assert result.overlap == pytest.approx(1.0)
+    assert result.num_points == (6, 6)
+
+
+def test_swapping_anchor_and_test_inverts_the_ratio_of_rates() -> None:
+    forth = bd_rate(RATE, QUALITY, 0.8 * RATE, QUALITY).value
+    back = bd_rate(0.8 * RATE, QUALITY, RATE, QUALITY).value
+    assert (1 + forth / 100) * (1 + back / 100) == pytest.approx(1.0)
+
+
+def test_a_straight_line_in_log_rate_shifted_in_quality_has_the_closed_form_on_a_partial_overlap() -> None:
+    # Quality = 6 log10(rate) + c: half a dB is a factor 10^(0.5/6) of rate, whatever the points.
+    test_rate = RATE[1:] * 1.3
+    result = bd_rate(RATE, QUALITY, test_rate, 6.0 * np.log10(test_rate) + 20.5)
+    assert result.value == pytest.approx((10 ** (-0.5 / 6.0) - 1) * 100, abs=1e-6)
+    assert 0.5 < result.overlap < 1.0
+    assert result.num_points == (6, 5)
+    assert bd_quality(RATE, QUALITY, test_rate, 6.0 * np.log10(test_rate) + 20.5).value == pytest.approx(0.5, abs=1e-6)
+
+
+def test_points_may_come_in_any_order() -> None:
+    shuffle = np.array([3, 0, 5, 1, 4, 2])
+    assert bd_rate(RATE[shuffle], QUALITY[shuffle], 0.9 * RATE, QUALITY).value == pytest.approx(-10.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "quality", "message"),
+    [
+        (RATE[:4], QUALITY[:4], "test curve has 4 points.*at least 5"),
+        (RATE, QUALITY[:5], "equal lengths"),
+        (RATE, QUALITY + 100.0, "share no quality"),
+        (RATE, np.append(QUALITY[:-1], QUALITY[-2]), "not monotone.*saturates"),
+        (-RATE, QUALITY, "not positive"),
+        (RATE, QUALITY * np.nan, "not finite"),
+    ],
+)
+def test_a_curve_that_cannot_be_compared_is_refused_with_its_reason(
+    rate: np.ndarray, quality: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        bd_rate(RATE, QUALITY, rate, quality)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=15))
+def test_the_pareto_front_equals_brute_force(points: list[tuple[int, int]]) -> None:
+    rates, qualities = (np.array(column, float) for column in zip(*points, strict=True))
+    front = pareto_front(rates, qualities)
+    wanted = {(r, q) for r, q in points if not any((r2 <= r and q2 >= q and (r2, q2) != (r, q)) for r2, q2 in points)}
+    assert {(rates[i], qualities[i]) for i in front} == wanted
+    assert len(front) == len(wanted)
+    assert (np.diff(rates[front]) > 0).all()
+    assert (np.diff(qualities[front]) > 0).all()
+
+
+def test_the_bootstrap_interval_of_gaussian_values_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(1).normal(-5.0, 2.0, 200)
+    interval = bootstrap_mean(list(values))
+    half = 1.96 * values.std() / np.sqrt(values.size)
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+    assert interval.num_sequences == 200
+    assert bootstrap_mean(list(values)) == interval  # the seed is fixed
+
+
+def test_one_sequence_has_a_mean_and_no_interval() -> None:
+    interval = bootstrap_mean([-3.0])
+    assert (interval.mean, interval.low, interval.high, interval.num_sequences) == (-3.0, None, None, 1)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_mean([])
