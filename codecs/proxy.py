@@ -1,0 +1,250 @@
+"""The proxy codec: a differentiable JPEG-style codec for training wrappers (SNW section 3.3, equation 1).
+
+Samples are real-valued in ``[0, 2^d − 1]``, d ∈ {8, 10}; steps are in units of d-bit samples for an orthonormal DCT, so that a flat
+step here means what it means in a video codec. All is `jax.jit`-able, nothing leaves the device.
+
+    clip ─► pad ─► − 2^(d−1) ─► L×L DCT ─► round(Y/q)·q ─► inverse ─► crop ─► clip
+                                   └─► a Σ log(1 + |Y|/q) = bits,  a = SG(R / Σ …),  R = bits of a JPEG of the clipped input
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames
+from jaxwrap.codec import EncodeRequest, EncodeResult
+from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices, dct_matrix
+from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
+from jaxwrap.codecs.jpeg.tables import MAX_STEP
+from jaxwrap.samples import max_sample, round_half_away
+
+_MIN_LOG_PER_SAMPLE = 0.01
+"""Floor of Σ log(1 + |Y|/q) per sample when a is formed: a flat mid-grey picture has no coefficients, and a must not explode."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProxyCodec:
+    """Differentiable codec with respect to the frames and to its step.
+
+    ``step_size``: scalar or ``[N]``, in d-bit samples, positive; ``None`` takes the specification's step 2^((qp − 4)/6) · 2^(d − 8) from
+    ``request.qp``. ``block_sizes``: one of 4, 8, 16, 32 for all, or int ``[N]`` drawn from them, mixed in a batch and traced: a new draw does not
+    recompile. ``rate_scale``: the factor a of equation 1, scalar or ``[N]``; ``None`` counts a JPEG's bits in every call (see `rate_scale` for
+    refreshing it every few steps instead).
+
+    What the published form leaves open is decided so:
+
+    * the gradient of `round` is 1, that of the rest is exact, so that the step has a gradient through the distortion too;
+    * the input and the reconstruction are clipped, and their gradients stop only where a descent step would lead further out;
+    * R is the Huffman-coded data of one grayscale JPEG per plane, without headers and byte stuffing, which video streams do not
+      have, with a flat table of round(q) in 1…255 (d = 10: the 8 top bits, and q/4). The paper's quality factor weights
+      frequencies by the standard table, which no flat quantiser does;
+    * samples are shifted by 2^(d − 1) before the DCT, as in JPEG, and are not rounded before coding;
+    * planes are edge-replicated to a multiple of the block size; blocks wholly in the padding are not counted in the rate.
+    """
+
+    step_size: Any = None
+    _: dataclasses.KW_ONLY
+    block_sizes: Any = 8
+    rate_scale: Any = None
+
+    @property
+    def name(self) -> str:
+        """``proxy``."""
+        return "proxy"
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same input gives other bits or samples."""
+        return "1"
+
+    def encode(self, frames: Frame, request: EncodeRequest) -> EncodeResult:
+        """Codes real-valued samples and decodes them. ``bits [N]`` float32 are those of all planes of a picture.
+
+        Raises `ValueError` when the step is named twice or not at all, and for requests that an intra codec without RDO cannot honour.
+        """
+        step = self._step(frames, request)
+        blocks = _block_sizes(self.block_sizes, num_frames(frames))
+        decoded, log_sum = _code(frames, step, blocks, request.bit_depth)
+        scale = self.rate_scale
+        if scale is None:
+            jpeg_bits = _jpeg_bits(frames, step, request.bit_depth)
+            scale = jpeg_bits / _floored(log_sum, frames)
+        return EncodeResult(decoded, jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32)) * log_sum)
+
+    def _step(self, frames: Frame, request: EncodeRequest) -> jax.Array:
+        if request.weights is not None:
+            raise ValueError(
+                "weights were given; the proxy codec has no RDO that could follow them: use x264, x265 or HM"
+            )
+        if request.config != "intra":
+            raise ValueError(f"configuration {request.config!r} was given; the proxy codec knows 'intra' only")
+        if (self.step_size is None) == (request.qp is None):
+            given = "neither" if request.qp is None else "both"
+            raise ValueError(
+                f"{given} of step_size and request.qp given; the proxy codec takes its step from exactly one"
+            )
+        step = self.step_size
+        if request.qp is not None:
+            step = 2.0 ** ((request.qp - 4.0) / 6.0) * 2.0 ** (request.bit_depth - 8)
+        return jnp.broadcast_to(jnp.asarray(step, jnp.float32), (num_frames(frames),))
+
+
+def rate_scale(
+    frames: Frame, step_size: Array | float, *, bit_depth: int = 10, block_sizes: Array | int = 8
+) -> jax.Array:
+    """The factor a of equation 1 for a whole batch: JPEG bits of all pictures over their Σ log(1 + |Y|/q). Scalar float32.
+
+    It moves by a few per cent between batches, so that a trainer may pass it to `ProxyCodec` and renew it every few steps.
+    """
+    step = jnp.broadcast_to(jnp.asarray(step_size, jnp.float32), (num_frames(frames),))
+    _, log_sum = _code(frames, step, _block_sizes(block_sizes, num_frames(frames)), bit_depth)
+    scale = jnp.sum(_jpeg_bits(frames, step, bit_depth)) / jnp.sum(_floored(log_sum, frames))
+    return jax.lax.stop_gradient(scale)
+
+
+def step_from_parameter(theta: Array, *, bit_depth: int = 10, floor: float = 1.0) -> jax.Array:
+    """Quantiser step q = 2^(d − 8) · max(e^θ, floor) of a learnt parameter θ, in d-bit samples.
+
+    θ is the logarithm of the step in 8-bit samples: its updates are relative, and QP = 4 + 6 θ / ln 2. ``floor`` is in 8-bit samples; real encoders
+    go no lower than about 1. At the floor the gradient that would raise the step still passes, so that θ cannot get stuck there,
+    and the one that would lower it does not, so that θ does not drift away below.
+    """
+    return 2.0 ** (bit_depth - 8) * clip_to_range(jnp.exp(theta), floor, np.inf)
+
+
+@jax.custom_vjp
+def clip_to_range(x: jax.Array, low: float, high: float) -> jax.Array:
+    """Clips to ``[low, high]``; the gradient stops only where x is outside and a descent step would lead further out.
+
+    Replaces the derivative of clip, which is 0 outside and so never brings a sample back.
+    """
+    return jnp.clip(x, low, high)
+
+
+def _clip_forward(x: jax.Array, low: float, high: float) -> tuple[jax.Array, tuple]:
+    return clip_to_range(x, low, high), (x, low, high)
+
+
+def _clip_backward(saved: tuple, g: jax.Array) -> tuple:
+    x, low, high = saved
+    return jnp.where(((x < low) & (g > 0)) | ((x > high) & (g < 0)), 0, g), None, None
+
+
+clip_to_range.defvjp(_clip_forward, _clip_backward)
+
+
+@jax.custom_vjp
+def transform_code(x: jax.Array, step: jax.Array, basis: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Transform, quantise, inverse: (x̂, Σ log(1 + |Y|/q)) with Y = T X Tᵀ per block and x̂ from round(Y/q) q.
+
+    ``x [N, H, W]``; ``step [N]``; ``basis`` T, orthonormal ``[N, S, S]`` or ``[S, S]``, S dividing H and W; ``counted`` ``[N, H, W]`` weights of the
+    coefficients in the sum (or broadcastable with that rank). Returns ``[N, H, W]`` and ``[N]``.
+
+    The derivative is written by hand. With the gradient of `round` set to 1 and T orthonormal, ∂x̂/∂x = I and ∂x̂/∂q = (x̂ − x)/q: the
+    distortion needs no transform. The rate's is the inverse transform of sign(Y)/(q + |Y|), and −Σ |Y|/(q (q + |Y|)) for q.
+    """
+    return _transform_code_forward(x, step, basis, counted)[0]
+
+
+def _transform_code_forward(
+    x: jax.Array, step: jax.Array, basis: jax.Array, counted: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    q = step[:, None, None]
+    y = _transform(x, basis)
+    decoded = _transform(round_half_away(y / q) * q, jnp.swapaxes(basis, -1, -2))
+    log_sum = jnp.sum(jnp.log1p(jnp.abs(y) / q) * counted, axis=(1, 2))
+    return (decoded, log_sum), (y, decoded - x, q, basis, counted)
+
+
+def _transform_code_backward(saved: tuple, gradients: tuple[jax.Array, jax.Array]) -> tuple:
+    y, error, q, basis, counted = saved
+    g_decoded, g_log_sum = gradients
+    density = counted / (q + jnp.abs(y))
+    g_rate = _transform(g_log_sum[:, None, None] * jnp.sign(y) * density, jnp.swapaxes(basis, -1, -2))
+    g_step = jnp.sum(g_decoded * error, axis=(1, 2)) - g_log_sum * jnp.sum(jnp.abs(y) * density, axis=(1, 2))
+    return g_decoded + g_rate, g_step / q[:, 0, 0], None, None
+
+
+transform_code.defvjp(_transform_code_forward, _transform_code_backward)
+
+
+def _transform(x: jax.Array, basis: jax.Array) -> jax.Array:
+    """T X Tᵀ for every S×S block X of planes ``[N, H, W]``.
+
+    Full float32: on NVIDIA GPUs the default is tf32, whose 10 bits of mantissa are off by several steps on a 10-bit DC of 2^14.
+    """
+    n, h, w = x.shape
+    size = basis.shape[-1]
+    basis = jnp.broadcast_to(basis, (n, size, size))
+    rows = x.reshape(n, h * w // size, size)
+    rows = jnp.einsum("nbj,nvj->nbv", rows, basis, precision=jax.lax.Precision.HIGHEST)
+    # The basis is repeated over block rows so that XLA sees plain batched products; without, it transposes the planes (2× on CPU).
+    columns = rows.reshape(n, h // size, size, w)
+    repeated = jnp.broadcast_to(basis[:, None], (n, h // size, size, size))
+    columns = jnp.einsum("nbui,nbiw->nbuw", repeated, columns, precision=jax.lax.Precision.HIGHEST)
+    return columns.reshape(n, h, w)
+
+
+def _block_sizes(block_sizes: Array | int, n: int) -> Array | int:
+    """A Python int stays one (its own, smaller transform is compiled); anything else becomes int32 ``[N]``. Checks what is concrete."""
+    if not isinstance(block_sizes, jax.core.Tracer):
+        wrong = sorted(set(np.ravel(block_sizes).tolist()) - set(BLOCK_SIZES))
+        if wrong:
+            raise ValueError(
+                f"block sizes {wrong} were given; the proxy codec knows {', '.join(map(str, BLOCK_SIZES))}"
+            )
+        if isinstance(block_sizes, (int, np.integer)):
+            return int(block_sizes)
+    return jnp.broadcast_to(jnp.asarray(block_sizes, jnp.int32), (n,))
+
+
+def _code(frames: Frame, step: jax.Array, blocks: Array | int, bit_depth: int) -> tuple[Frame, jax.Array]:
+    """(decoded frames, Σ log(1 + |Y|/q) ``[N]`` over all planes)."""
+    check_frame(frames)
+    coded = [_code_plane(jnp.asarray(plane, jnp.float32), step, blocks, bit_depth) for plane in frames.planes]
+    log_sums = [log_sum for _, log_sum in coded]
+    return frame_of([decoded for decoded, _ in coded]), jnp.sum(jnp.stack(log_sums), axis=0)
+
+
+def _code_plane(plane: jax.Array, step: jax.Array, blocks: Array | int, bit_depth: int) -> tuple[jax.Array, jax.Array]:
+    h, w = plane.shape[1:]
+    top, middle = float(max_sample(bit_depth)), float(1 << (bit_depth - 1))
+    if isinstance(blocks, int):
+        size, basis = blocks, jnp.asarray(dct_matrix(blocks), jnp.float32)
+    else:
+        size, basis = LARGEST_BLOCK, jnp.asarray(block_dct_matrices())[jnp.searchsorted(jnp.array(BLOCK_SIZES), blocks)]
+    pad_h, pad_w = -h % size, -w % size
+    x = jnp.pad(clip_to_range(plane, 0.0, top), ((0, 0), (0, pad_h), (0, pad_w)), mode="edge")
+    counted = jnp.ones((1, 1, 1), jnp.float32)
+    if pad_h or pad_w:
+        length = jnp.reshape(jnp.asarray(blocks, jnp.int32), (-1, 1))  # [N, 1] or [1, 1]
+        rows = (jnp.arange(h + pad_h, dtype=jnp.int32)[None, :] // length) * length < h
+        columns = (jnp.arange(w + pad_w, dtype=jnp.int32)[None, :] // length) * length < w
+        counted = (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
+    decoded, log_sum = transform_code(x - middle, step, basis, counted)
+    return clip_to_range(decoded[:, :h, :w] + middle, 0.0, top), log_sum
+
+
+def _jpeg_bits(frames: Frame, step: jax.Array, bit_depth: int) -> jax.Array:
+    """Bits ``[N]`` of the entropy-coded data of one grayscale JPEG per plane, with the flat table nearest to the step."""
+    frames, step = jax.lax.stop_gradient((frames, step))
+    to_8_bits = 2.0 ** (8 - bit_depth)
+    table = jnp.clip(round_half_away(step * to_8_bits), 1, MAX_STEP)
+    table = jnp.broadcast_to(table[:, None], (step.shape[0], 64))
+
+    def bits(plane: jax.Array) -> jax.Array:
+        samples = round_half_away(jnp.clip(jnp.asarray(plane, jnp.float32), 0.0, float(max_sample(bit_depth))))
+        return entropy_coded_bits(jnp.floor(samples * to_8_bits), table).astype(jnp.float32)
+
+    return jnp.sum(jnp.stack([bits(plane) for plane in frames.planes]), axis=0)
+
+
+def _floored(log_sum: jax.Array, frames: Frame) -> jax.Array:
+    samples = sum(plane.shape[1] * plane.shape[2] for plane in frames.planes)
+    return jnp.maximum(jax.lax.stop_gradient(log_sum), _MIN_LOG_PER_SAMPLE * samples)
