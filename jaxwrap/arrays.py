@@ -1,6 +1,7 @@
 """Frames: batches of planes, without a channel axis.
 
-A plane is ``[N, H, W]`` (N pictures of one clip or batch). Three value ranges occur, and every function says which it takes:
+A plane is ``[N, H, W]`` (N pictures of one clip or batch). Three value ranges occur, and every function says which it
+takes:
 
 * *samples*: ``[0, 2^d − 1]``, what a codec sees; float while gradients flow, unsigned integers at an encoder's door;
 * *normalised*: ``[−1, 1]``, what networks see (`jaxwrap.samples` maps between the two);
@@ -65,7 +66,9 @@ def check_frame(frame: Frame) -> None:
     if isinstance(frame, Yuv400):
         return
     if h % 2 or w % 2:
-        raise ValueError(f"a 4:2:0 luma plane of {w}×{h} was given; width and height must be even: pad or crop it first")
+        raise ValueError(
+            f"a 4:2:0 luma plane of {w}×{h} was given; width and height must be even: pad or crop it first"
+        )
     for name, plane in (("u", frame.u), ("v", frame.v)):
         if _shape3(plane, name) != (n, h // 2, w // 2):
             raise ValueError(
@@ -96,7 +99,8 @@ def num_samples(frame: Frame) -> int:
 
 
 def pad_to_multiple(frame: Frame, multiple: int) -> Frame:
-    """Edge-replicates at the bottom and right until luma height and width are multiples of ``multiple`` (even in 4:2:0)."""
+    """Edge-replicates at the bottom and right until luma height and width are multiples of ``multiple`` (even in
+    4:2:0)."""
     h, w = size_of(frame)
     return pad_to(frame, -(-h // multiple) * multiple, -(-w // multiple) * multiple)
 

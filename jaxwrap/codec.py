@@ -1,8 +1,8 @@
 """The third abstraction: a codec takes frames and an `EncodeRequest`, and gives an `EncodeResult`.
 
-The proxy, x264 and a patched HM look the same from here. Rates count every bit that a decoder needs: all NAL units but user-data SEI;
-`header_bits` (parameter sets) is the part of them that does not depend on the pictures. ``decoded`` holds what an
-*independent* decoder made of the stream, never the encoder's own word.
+The proxy, x264 and a patched HM look the same from here. Rates count every bit that a decoder needs: all NAL units but
+user-data SEI; `header_bits` (parameter sets) is the part of them that does not depend on the pictures. ``decoded``
+holds what an *independent* decoder made of the stream, never the encoder's own word.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ QP_RANGE = (0, 51)
 class Weights:
     """Per-sample weights w of the distortion Σ w q², mean 1 over the frame (`jaxwrap.importance.weights`).
 
-    ``planes`` has the frame's plane sizes with N = 1 (one map for all frames) or N maps. ``applied_as`` says how an encoder is to
-    use them: ``"distortion"`` inside its RDO (patched HM and JM), or ``"qp_offset"``: ΔQP = −3 log₂ w per block.
+    ``planes`` has the frame's plane sizes with N = 1 (one map for all frames) or N maps. ``applied_as`` says how an
+    encoder is to use them: ``"distortion"`` inside its RDO (patched HM and JM), or ``"qp_offset"``: ΔQP = −3 log₂ w per
+    block.
     """
 
     planes: Frame
-    applied_as: Literal["distortion", "qp_offset"] = dataclasses.field(
-        default="distortion", metadata={"static": True}
-    )
+    applied_as: Literal["distortion", "qp_offset"] = dataclasses.field(default="distortion", metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodeRequest:
     """What is asked of a codec.
 
-    ``qp`` is on the specification's scale (`QP_RANGE`, fractions allowed where the codec allows them); the proxy takes ``None`` for
-    its learnt step. ``preset`` is the encoder's own name for its effort; ``None`` is the codec's default.
+    ``qp`` is on the specification's scale (`QP_RANGE`, fractions allowed where the codec allows them); the proxy takes
+    ``None`` for its learnt step. ``preset`` is the encoder's own name for its effort; ``None`` is the codec's default.
     """
 
     qp: float | None
@@ -57,9 +56,9 @@ class EncodeRequest:
 class EncodeResult:
     """What a codec gives back.
 
-    ``decoded``: samples in ``[0, 2^d − 1]`` at the input's size. ``bits``: ``[N]`` per picture, in the order of the input, everything
-    counted. ``header_bits``: the part of the sum that is parameter sets. ``seconds``: wall time of encoding (0 under `jax.jit`).
-    ``command``: what was run, enough to repeat it.
+    ``decoded``: samples in ``[0, 2^d − 1]`` at the input's size. ``bits``: ``[N]`` per picture, in the order of the
+    input, everything counted. ``header_bits``: the part of the sum that is parameter sets. ``seconds``: wall time of
+    encoding (0 under `jax.jit`). ``command``: what was run, enough to repeat it.
     """
 
     decoded: Frame

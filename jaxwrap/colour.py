@@ -1,7 +1,7 @@
 """RGB ↔ Y'CbCr 4:2:0 (ITU-R BT.601, limited range), for pictures that come as RGB.
 
-Video files keep the planes they carry; only RGB sources and pictures for the eye pass here. Chroma is the 2×2 mean (sited at the
-centre of the four luma samples) and is repeated 2×2 on the way back.
+Video files keep the planes they carry; only RGB sources and pictures for the eye pass here. Chroma is the 2×2 mean
+(sited at the centre of the four luma samples) and is repeated 2×2 on the way back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _YUV_TO_RGB = np.linalg.inv(_RGB_TO_YUV)
 
 
 def rgb_to_yuv420(rgb: np.ndarray, *, bit_depth: int = 8) -> Yuv420:
-    """RGB uint8 ``[N, H, W, 3]`` → integer 4:2:0 samples of ``bit_depth`` bits; odd sizes are edge-padded to even ones."""
+    """RGB uint8 ``[N, H, W, 3]`` → integer 4:2:0 samples of ``bit_depth`` bits; odd sizes are edge-padded to even
+    ones."""
     if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"RGB of shape {rgb.shape}, {rgb.dtype} was given; wanted uint8 [N, H, W, 3]")
     max_sample(bit_depth)

@@ -13,14 +13,18 @@ from flax import nnx
 def named_parameters(module: nnx.Module) -> dict[str, np.ndarray]:
     """All `nnx.Param` of a module as ``{"post.head.kernel": array}``, in a fixed order, as host arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module, nnx.Param).to_pure_dict())
-    return {".".join(_part(k) for k in path): np.asarray(leaf) for path, leaf in sorted(leaves, key=lambda p: str(p[0]))}
+    return {
+        ".".join(_part(k) for k in path): np.asarray(leaf) for path, leaf in sorted(leaves, key=lambda p: str(p[0]))
+    }
 
 
-def assign_parameters(module: nnx.Module, arrays: Mapping[str, np.ndarray], *, source: str = "the given arrays") -> None:
+def assign_parameters(
+    module: nnx.Module, arrays: Mapping[str, np.ndarray], *, source: str = "the given arrays"
+) -> None:
     """Writes named arrays into the module.
 
-    Raises `ValueError` listing *all* missing, unexpected and misshapen names at once; the module is then unchanged. ``source`` names
-    the arrays' origin in that message.
+    Raises `ValueError` listing *all* missing, unexpected and misshapen names at once; the module is then unchanged.
+    ``source`` names the arrays' origin in that message.
     """
     wanted = named_parameters(module)
     faults = [f"missing: {name} {wanted[name].shape}" for name in wanted if name not in arrays]

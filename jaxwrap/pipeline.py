@@ -2,8 +2,10 @@
 
 A *sandwich* is a standard codec between two networks. Three abstractions meet in it, and nowhere else:
 
-* a **receiver** r: any pure function from decoded samples to what must survive (`jaxwrap.importance` asks nothing more of it);
-* an **allocation method**: ``plan(receiver, z, key) -> Plan(z, weights, side_information_bits)``, how bits are to be spent (`jaxwrap.methods`);
+* a **receiver** r: any pure function from decoded samples to what must survive (`jaxwrap.importance` asks nothing more
+  of it);
+* an **allocation method**: ``plan(receiver, z, key) -> Plan(z, weights, side_information_bits)``, how bits are to be
+  spent (`jaxwrap.methods`);
 * a **codec**: frames and a request in, bits and decoded frames out (`jaxwrap.codec`).
 
     frames ─► pre ─► samples z ─► method.plan ─► codec ─► samples z_hat ─► post ─► frames
@@ -32,7 +34,8 @@ from jaxwrap.samples import denormalise, normalise
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True)
 class Coded:
-    """What a sandwich makes of a batch: the frames at the far end, the plan that was coded, and the codec's own result."""
+    """What a sandwich makes of a batch: the frames at the far end, the plan that was coded, and the codec's own
+    result."""
 
     frames: Frame
     plan: Plan
@@ -43,8 +46,8 @@ class Coded:
 class Sandwich:
     """Pre-processor, codec and post-processor as one function (SNW figure 1a; WA-RDO figure 1).
 
-    ``pre`` and ``post`` map normalised frames ``[−1, 1]`` to normalised frames: ``pre`` to the bottleneck's size, ``post`` back to the
-    original's. Identity functions give the codec alone. ``bit_depth`` is the bottleneck's.
+    ``pre`` and ``post`` map normalised frames ``[−1, 1]`` to normalised frames: ``pre`` to the bottleneck's size,
+    ``post`` back to the original's. Identity functions give the codec alone. ``bit_depth`` is the bottleneck's.
     """
 
     pre: Callable[[Frame], Frame]
@@ -56,7 +59,8 @@ class Sandwich:
         return denormalise(self.pre(frames), self.bit_depth)
 
     def receive(self, samples: Frame) -> Frame:
-        """Decoded samples → normalised frames: the receiver of SNW, and the function whose Jacobian makes the importance map."""
+        """Decoded samples → normalised frames: the receiver of SNW, and the function whose Jacobian makes the
+        importance map."""
         return self.post(normalise(samples, self.bit_depth))
 
     def __call__(
@@ -71,11 +75,13 @@ class Sandwich:
     ) -> Coded:
         """Codes normalised frames with any codec.
 
-        ``method`` decides how bits are spent (default: the codec's own SSE); ``receiver`` is what it spends them for (default: this
-        sandwich's own post-processor); ``key`` feeds the method's random sketches.
+        ``method`` decides how bits are spent (default: the codec's own SSE); ``receiver`` is what it spends them for
+        (default: this sandwich's own post-processor); ``key`` feeds the method's random sketches.
         """
         z = self.bottleneck(frames)
         plan = Plan(z) if method is None else method.plan(receiver or self.receive, z, key)
         request = dataclasses.replace(request, bit_depth=self.bit_depth, weights=plan.weights)
-        result = codec.encode(plan.z, request)  # the proxy in training, x265 in evaluation: this line is where they are exchanged
+        result = codec.encode(
+            plan.z, request
+        )  # the proxy in training, x265 in evaluation: this line is where they are exchanged
         return Coded(self.receive(result.decoded), plan, result)

@@ -1,7 +1,7 @@
 """Stage 4: samples of d bits ↔ the normalised range of networks, and the project's one rounding rule.
 
-Full code range, x = 2 s / (2^d − 1) − 1, for every plane. Rounding is **half away from zero** everywhere (NumPy's and JAX's ``round`` go
-to even). Integer samples are uint8 for d = 8 and uint16 for d = 10.
+Full code range, x = 2 s / (2^d − 1) − 1, for every plane. Rounding is **half away from zero** everywhere (NumPy's and
+JAX's ``round`` go to even). Integer samples are uint8 for d = 8 and uint16 for d = 10.
 """
 
 from __future__ import annotations

@@ -37,12 +37,17 @@ def test_the_package_list_names_every_folder_with_an_init_file() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_in_the_agreed_direction(path: Path) -> None:
     for module in imported_modules(path):
-        assert module.split(".")[0] not in ("codecs", "train"), f"import {module}: the installed name is jaxwrap.{module}"
+        assert module.split(".")[0] not in ("codecs", "train"), (
+            f"import {module}: the installed name is jaxwrap.{module}"
+        )
         assert not module.startswith(FORBIDDEN[path.relative_to(ROOT).parts[0]]), f"{module} is downstream of {path}"
 
 
 CORE = [p for p in SOURCES if p.is_relative_to(ROOT / "jaxwrap") or p.is_relative_to(ROOT / "train" / "fit")]
-CORE += [ROOT / "codecs" / "proxy.py", *(ROOT / "codecs" / "jpeg" / name for name in ("tables.py", "dct.py", "rate.py"))]
+CORE += [
+    ROOT / "codecs" / "proxy.py",
+    *(ROOT / "codecs" / "jpeg" / name for name in ("tables.py", "dct.py", "rate.py")),
+]
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
@@ -58,6 +63,12 @@ def test_the_core_and_the_training_loop_need_only_jax_libraries(path: Path) -> N
 def test_library_files_open_nothing_and_start_nothing() -> None:
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "jaxwrap")):
         for module in imported_modules(path):
-            assert module.split(".")[0] not in ("subprocess", "os", "pathlib", "multiprocessing", "io"), f"{path} imports {module}"
-        calls = [n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+            assert module.split(".")[0] not in ("subprocess", "os", "pathlib", "multiprocessing", "io"), (
+                f"{path} imports {module}"
+            )
+        calls = [
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
         assert "open" not in calls, f"{path} opens a file"

@@ -3,7 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxwrap.arrays import Yuv400, Yuv420, check_frame, crop_to, frame_of, num_samples, pad_to_multiple, size_of, stack_frames
+from jaxwrap.arrays import (
+    Yuv400,
+    Yuv420,
+    check_frame,
+    crop_to,
+    frame_of,
+    num_samples,
+    pad_to_multiple,
+    size_of,
+    stack_frames,
+)
 
 
 def ramp(height: int, width: int) -> Yuv420:

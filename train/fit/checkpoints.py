@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
+from jaxwrap.train.fit.step import FitState
 
 from jaxwrap.parameters import assign_parameters, named_parameters
-from jaxwrap.train.fit.step import FitState
-from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig
+from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig, wrapper_from_config
 
 SUFFIX = ".wrapper.npz"
 
@@ -34,7 +33,8 @@ def save_wrapper(path: Path, wrapper: Wrapper, *, notes: dict[str, Any]) -> None
 def load_wrapper(path: str | Path) -> tuple[Wrapper, dict[str, Any]]:
     """A wrapper and the notes beside it, from a file or from the name of a shipped checkpoint (``pair-1of2``, …).
 
-    Raises `FileNotFoundError` naming what ships, or `ValueError` where the file is no wrapper or does not fit its configuration.
+    Raises `FileNotFoundError` naming what ships, or `ValueError` where the file is no wrapper or does not fit its
+    configuration.
     """
     file = _resolve(path)
     try:
@@ -44,7 +44,7 @@ def load_wrapper(path: str | Path) -> tuple[Wrapper, dict[str, Any]]:
         config = WrapperConfig.from_dict(meta["config"])
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is not a wrapper file ({error}); `jaxwrap train` writes them as *{SUFFIX}") from error
-    wrapper = Wrapper(config, rngs=nnx.Rngs(0))
+    wrapper = wrapper_from_config(config)
     assign_parameters(wrapper, arrays, source=str(file))
     return wrapper, meta["notes"]
 
@@ -63,7 +63,9 @@ def _resolve(path: str | Path) -> Path:
     if file.is_dir():
         file = file / f"best{SUFFIX}"
     if not file.is_file():
-        raise FileNotFoundError(f"no wrapper at {path}; give a *{SUFFIX} file, a training folder, or a shipped name: {', '.join(shipped)}")
+        raise FileNotFoundError(
+            f"no wrapper at {path}; give a *{SUFFIX} file, a training folder, or a shipped name: {', '.join(shipped)}"
+        )
     return file
 
 

@@ -15,12 +15,14 @@ from jaxwrap.wrappers.resample import RATIOS
 class FitConfig:
     """A training run of one wrapper (SNW 3.3–3.4).
 
-    The loss is D + λ R: D the mean squared error in YUV, weighted 6:1:1, in squared 8-bit sample units; R in bits per original pixel, of
-    the proxy. SNW says λ = 16 without the scales; with these, λ = 16 asks for a slope of about 37 dB.
+    The loss is D + λ R: D the mean squared error in YUV, weighted 6:1:1, in squared 8-bit sample units; R in bits per
+    original pixel, of the proxy. SNW says λ = 16 without the scales; with these, λ = 16 asks for a slope of about 37
+    dB.
     """
 
     data: str = ""
-    """Pictures, clips or folders of them, separated by commas. Empty: the demo's fine-tuning pictures of scikit-image."""
+    """Pictures, clips or folders of them, separated by commas. Empty: the demo's fine-tuning pictures of
+    scikit-image."""
     validation: str = ""
     """The same, never trained on. Empty: every sixteenth picture of ``data`` is held out."""
     mode: Literal["pair", "post"] = "pair"
@@ -28,21 +30,24 @@ class FitConfig:
     ratio: str = "1/2"
     """Bottleneck size over picture size: 1, 2/3, 1/2 or 1/4."""
     crop: int = 128
-    """Side of the square training crops, in luma pixels. SNW: 256; smaller crops see more pictures per second on a CPU."""
+    """Side of the square training crops, in luma pixels. SNW: 256; smaller crops see more pictures per second on a
+    CPU."""
     batch: int = 8
     """Crops per step, over all devices."""
     steps: int = 2000
     learning_rate: float = 2e-3
-    """Peak of Adam's cosine schedule (warm-up: 2 % of the steps). Networks this small train stably far above the usual 1e-4."""
+    """Peak of Adam's cosine schedule (warm-up: 2 % of the steps). Networks this small train stably far above the usual
+    1e-4."""
     lmbda: float = 16.0
     """λ. SNW 3.4."""
     bit_depth: int = 10
     """Of the bottleneck. SNW 3.4 found 10 best for 8- and 10-bit sources alike."""
     initial_step_size: float = 20.0
-    """Quantisation step of the proxy at the start, in 8-bit sample units; learnt from there (QP 30 has a step of 20)."""
+    """Quantisation step of the proxy at the start, in 8-bit sample units; learnt from there (QP 30 has a step of
+    20)."""
     step_jitter: float = 1.0
-    """Each picture's step is the learnt one times 2^u, u uniform in ± this many octaves (6 QP each), so that one wrapper serves
-    a range of QPs. 0 is SNW's own form."""
+    """Each picture's step is the learnt one times 2^u, u uniform in ± this many octaves (6 QP each), so that one
+    wrapper serves a range of QPs. 0 is SNW's own form."""
     rate_refresh: int = 8
     """The rate's scale is counted exactly every so many steps (it moves by 1–7 % between batches)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -63,7 +68,7 @@ class FitConfig:
                 raise ValueError
         except (ValueError, ZeroDivisionError):
             problems.append(f"ratio={self.ratio!r}: wanted one of {', '.join(map(str, RATIOS))}")
-        if self.crop < 48 or self.crop % 48 and self.crop % 32:
+        if self.crop < 48 or (self.crop % 48 and self.crop % 32):
             problems.append(f"crop={self.crop}: wanted a multiple of 32 (of 48 for ratio 2/3), at least 48")
         if self.bit_depth not in (8, 10):
             problems.append(f"bit_depth={self.bit_depth}: wanted 8 or 10")
@@ -83,14 +88,17 @@ class FitConfig:
 
 PRESETS: dict[str, FitConfig] = {
     # jaxwrap train smoke
-    #   A minute on a laptop, no data needed: shows that the loss falls. Expect a validation loss below its value at step 0.
+    #   A minute on a laptop, no data needed: shows that the loss falls. Expect a validation loss below its value at
+    # step 0.
     "smoke": FitConfig(steps=60, crop=96, batch=4, checkpoint_every=20, validate_every=30, log_every=5),
     # jaxwrap train pilot data=coco/train2017 [mode=post]
     #   The shipped checkpoints. Time and expected numbers: README, "Results".
     "pilot": FitConfig(steps=3000),
     # jaxwrap train full data=CLIC/train [ratio=…] [mode=post]
     #   SNW's own sizes, for a GPU; not run to its end here: see the limits in the README.
-    "full": FitConfig(steps=200_000, crop=256, batch=32, learning_rate=1e-3, checkpoint_every=2000, validate_every=5000, log_every=100),
+    "full": FitConfig(
+        steps=200_000, crop=256, batch=32, learning_rate=1e-3, checkpoint_every=2000, validate_every=5000, log_every=100
+    ),
 }
 
 
@@ -102,7 +110,8 @@ def preset(name: str) -> FitConfig:
 
 
 def override(config: FitConfig, assignments: list[str]) -> FitConfig:
-    """Applies ``key=value`` words. Raises `ValueError` naming the unknown key or the value that does not fit its type."""
+    """Applies ``key=value`` words. Raises `ValueError` naming the unknown key or the value that does not fit its
+    type."""
     types = typing.get_type_hints(FitConfig)
     changes: dict[str, Any] = {}
     for word in assignments:

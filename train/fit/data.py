@@ -1,4 +1,5 @@
-"""Training crops: a batch is a pure function of (seed, step), so the data position of a checkpoint is its step number."""
+"""Training crops: a batch is a pure function of (seed, step), so the data position of a checkpoint is its step
+number."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ T = TypeVar("T")
 def crop_batch(pictures: list[Yuv420], *, seed: int, step: int, batch: int, crop: int) -> Yuv420:
     """Random crops, half of them mirrored: uint8 samples, y ``[batch, crop, crop]``.
 
-    ``pictures``: one-frame 8-bit batches, each at least ``crop`` wide and high. Offsets are even, so that chroma stays in place.
+    ``pictures``: one-frame 8-bit batches, each at least ``crop`` wide and high. Offsets are even, so that chroma stays
+    in place.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, step]))
     chosen = rng.integers(len(pictures), size=batch)
@@ -35,7 +37,8 @@ def crop_batch(pictures: list[Yuv420], *, seed: int, step: int, batch: int, crop
 
 
 def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 2) -> Iterator[T]:
-    """Yields ``make(start) … make(stop − 1)``, made ``depth`` ahead in a thread. An error in ``make`` is raised here."""
+    """Yields ``make(start) … make(stop − 1)``, made ``depth`` ahead in a thread. An error in ``make`` is raised
+    here."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 

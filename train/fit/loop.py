@@ -13,18 +13,28 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-from jaxwrap.arrays import Yuv420, size_of, stack_frames
 from jaxwrap.train.fit.checkpoints import SUFFIX, RunStates, load_wrapper, save_wrapper
 from jaxwrap.train.fit.config import FitConfig
 from jaxwrap.train.fit.data import crop_batch, prefetch
-from jaxwrap.train.fit.step import FitState, Metrics, initial_state, make_loss, make_step, with_parameters, wrapper_config
+from jaxwrap.train.fit.step import FitState, Metrics, initial_state, make_loss, make_step, new_wrapper, with_parameters
+
+from jaxwrap.arrays import Yuv420, size_of, stack_frames
+from jaxwrap.parameters import assign_parameters, named_parameters
 from jaxwrap.wrappers.switchable import Wrapper
 
-LOG_FIELDS = ("step", "loss", "distortion", "bits_per_pixel", "psnr_yuv", "step_size", "validation_loss", "validation_psnr_yuv", "seconds")
+LOG_FIELDS = (
+    "step",
+    "loss",
+    "distortion",
+    "bits_per_pixel",
+    "psnr_yuv",
+    "step_size",
+    "validation_loss",
+    "validation_psnr_yuv",
+    "seconds",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +55,28 @@ def fit(
     report: Callable[[Progress], None] = lambda progress: None,
     devices: list[jax.Device] | None = None,
 ) -> Wrapper:
-    """Trains one wrapper, or goes on where ``out`` stopped; returns it and leaves ``last.wrapper.npz`` and ``best.wrapper.npz`` there.
+    """Trains one wrapper, or goes on where ``out`` stopped; returns it and leaves ``last.wrapper.npz`` and
+    ``best.wrapper.npz`` there.
 
-    ``pictures`` and ``validation``: one-frame 8-bit 4:2:0 batches. The batch is sharded over ``devices`` (default: as many of all of
-    them as divide it). Raises `ValueError` where ``out`` holds another configuration (differences named) or no picture is large
-    enough, and `FloatingPointError` at the first step whose loss is not finite; the states before it stay on disk.
+    ``pictures`` and ``validation``: one-frame 8-bit 4:2:0 batches. The batch is sharded over ``devices`` (default: as
+    many of all of them as divide it). Raises `ValueError` where ``out`` holds another configuration (differences named)
+    or no picture is large enough, and `FloatingPointError` at the first step whose loss is not finite; the states
+    before it stay on disk.
     """
     _claim(out, config)
     pictures = _large_enough(pictures, config.crop, "training")
     held_out = _validation_batch(_large_enough(validation, config.crop, "validation"), config)
-    wrapper = load_wrapper(config.init)[0] if config.init else Wrapper(wrapper_config(config), rngs=nnx.Rngs(config.seed))
-    if wrapper.config != wrapper_config(config):
-        raise ValueError(f"init={config.init} holds {wrapper.config}; this run wants {wrapper_config(config)}")
+    wrapper = new_wrapper(config)
+    if config.init:
+        start, _ = load_wrapper(config.init)
+        if start.config != wrapper.config:
+            raise ValueError(f"init={config.init} holds {start.config}; this run wants {wrapper.config}")
+        assign_parameters(wrapper, named_parameters(start), source=config.init)
 
     sharded, replicated = _shardings(config.batch, devices)
-    step = jax.jit(make_step(wrapper, config), donate_argnums=0, in_shardings=(replicated, sharded), out_shardings=replicated)
+    step = jax.jit(
+        make_step(wrapper, config), donate_argnums=0, in_shardings=(replicated, sharded), out_shardings=replicated
+    )
     loss = make_loss(wrapper, config)
     validate = jax.jit(lambda params, batch: loss(params, batch, None, None)[1][0])
 
@@ -77,7 +94,9 @@ def fit(
             best = _validate(validate, wrapper, state, held_out, config, out, log, best, report)
         else:
             best = log.resume(int(state.step))
-        batches = prefetch(lambda k: jax.device_put(_batch(config, pictures, k), sharded), int(state.step), config.steps)
+        batches = prefetch(
+            lambda k: jax.device_put(_batch(config, pictures, k), sharded), int(state.step), config.steps
+        )
         pending: list[tuple[int, Metrics]] = []
         started = time.perf_counter()
         for number, batch in enumerate(batches, start=int(state.step) + 1):
@@ -110,7 +129,8 @@ def _claim(out: Path, config: FitConfig) -> None:
         differing = [f"{k}: {found.get(k)!r} there, {v!r} asked" for k, v in wanted.items() if found.get(k) != v]
         if differing:
             raise ValueError(
-                f"{out} holds a run of another configuration; give another out= folder, or the same settings:\n  " + "\n  ".join(differing)
+                f"{out} holds a run of another configuration; give another out= folder, or the same settings:\n  "
+                + "\n  ".join(differing)
             )
         return
     if out.exists() and any(out.iterdir()):
@@ -125,7 +145,9 @@ def _large_enough(pictures: list[Yuv420], crop: int, what: str) -> list[Yuv420]:
     kept = [p for p in pictures if min(size_of(p)) >= crop]
     if not kept:
         sizes = ", ".join(sorted({f"{w}×{h}" for h, w in map(size_of, pictures)})[:5]) or "none given"
-        raise ValueError(f"no {what} picture is at least {crop}×{crop} (sizes: {sizes}); lower crop= or give larger pictures")
+        raise ValueError(
+            f"no {what} picture is at least {crop}×{crop} (sizes: {sizes}); lower crop= or give larger pictures"
+        )
     return kept
 
 
@@ -137,10 +159,10 @@ def _validation_batch(pictures: list[Yuv420], config: FitConfig) -> Yuv420:
         top, left = ((side - config.crop) // 4 * 2 for side in (height, width))
         crops.append(
             jax.tree.map(
-                lambda plane, h=height, t=top, l=left: plane[
+                lambda plane, h=height, t=top, le=left: plane[
                     :,
                     t * plane.shape[1] // h : (t + config.crop) * plane.shape[1] // h,
-                    l * plane.shape[1] // h : (l + config.crop) * plane.shape[1] // h,
+                    le * plane.shape[1] // h : (le + config.crop) * plane.shape[1] // h,
                 ],
                 p,
             )
@@ -188,13 +210,21 @@ def _validate(validate, wrapper, state, batch, config, out, log, best, report) -
     report(Progress(number, config.steps, {"validation_loss": value, "validation_psnr_yuv": psnr}))
     if value < best:
         best = value
-        figures = {"validation_loss": value, "validation_psnr_yuv": psnr, "validation_bits_per_pixel": float(metrics.bits_per_pixel)}
-        save_wrapper(out / f"best{SUFFIX}", with_parameters(wrapper, jax.device_get(state.params)), notes=_notes(config, number, figures))
+        figures = {
+            "validation_loss": value,
+            "validation_psnr_yuv": psnr,
+            "validation_bits_per_pixel": float(metrics.bits_per_pixel),
+        }
+        save_wrapper(
+            out / f"best{SUFFIX}",
+            with_parameters(wrapper, jax.device_get(state.params)),
+            notes=_notes(config, number, figures),
+        )
     return best
 
 
 def _notes(config: FitConfig, step: int, figures: dict[str, float]) -> dict[str, object]:
-    import flax  # noqa: PLC0415
+    import flax
     import optax
 
     return {
@@ -202,7 +232,12 @@ def _notes(config: FitConfig, step: int, figures: dict[str, float]) -> dict[str,
         "step": step,
         **figures,
         "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__, "numpy": np.__version__},
+        "versions": {
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+            "numpy": np.__version__,
+        },
     }
 
 

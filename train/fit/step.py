@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES
+from jaxwrap.codecs.proxy import ProxyCodec, rate_scale, step_from_parameter
+from jaxwrap.train.fit.config import FitConfig
 
 from jaxwrap.arrays import Yuv420
 from jaxwrap.codec import EncodeRequest
-from jaxwrap.codecs.proxy import BLOCK_SIZES, ProxyCodec, parameter_from_step, step_from_parameter
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import normalise
-from jaxwrap.train.fit.config import FitConfig
-from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig
+from jaxwrap.wrappers.switchable import PostConfig, PreConfig, Wrapper, WrapperConfig, wrapper_from_config
 
 YUV_WEIGHTS = (6.0, 1.0, 1.0)
 
@@ -29,7 +31,8 @@ YUV_WEIGHTS = (6.0, 1.0, 1.0)
 class FitState:
     """Everything that a resumed run needs; the data position is ``step`` itself.
 
-    ``params``: {"wrapper": …, "log_step": the proxy's step parameter}; ``rate_scale``: a of SNW equation 1 from its last exact count.
+    ``params``: {"wrapper": …, "log_step": the proxy's step parameter}; ``rate_scale``: a of SNW equation 1 from its
+    last exact count.
     """
 
     step: jax.Array
@@ -42,7 +45,8 @@ class FitState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Of one step, over the whole batch: loss, distortion D (squared 8-bit units), bits per original pixel, PSNR of D in dB, step size in 8-bit units."""
+    """Of one step, over the whole batch: loss, distortion D (squared 8-bit units), bits per original pixel, PSNR of D
+    in dB, step size in 8-bit units."""
 
     loss: jax.Array
     distortion: jax.Array
@@ -53,11 +57,17 @@ class Metrics:
 
 def wrapper_config(config: FitConfig) -> WrapperConfig:
     """The network that a training configuration asks for."""
-    return WrapperConfig(ratio=Fraction(config.ratio), pre="neural" if config.mode == "pair" else "bilinear", dtype=config.dtype)
+    return WrapperConfig(Fraction(config.ratio), PreConfig() if config.mode == "pair" else "bilinear", PostConfig())
+
+
+def new_wrapper(config: FitConfig) -> Wrapper:
+    """That network at its starting point: the linear resampler it stands beside."""
+    return wrapper_from_config(wrapper_config(config), rngs=nnx.Rngs(config.seed), dtype=jnp.dtype(config.dtype))
 
 
 def optimiser(config: FitConfig) -> optax.GradientTransformation:
-    """Adam, cosine schedule, gradients clipped to norm 1 per element count so that one odd batch cannot throw the networks."""
+    """Adam, cosine schedule, gradients clipped to norm 1 per element count so that one odd batch cannot throw the
+    networks."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(1, config.steps // 50), config.steps, end_value=0.01 * config.learning_rate
     )
@@ -66,7 +76,7 @@ def optimiser(config: FitConfig) -> optax.GradientTransformation:
 
 def initial_state(wrapper: Wrapper, config: FitConfig) -> FitState:
     """Step 0: fresh optimiser, the wrapper's own parameters."""
-    theta = parameter_from_step(jnp.float32(config.initial_step_size))
+    theta = jnp.log(jnp.float32(config.initial_step_size))
     params = {"wrapper": nnx.state(wrapper, nnx.Param).to_pure_dict(), "log_step": theta}
     return FitState(
         step=jnp.int32(0),
@@ -85,32 +95,33 @@ def with_parameters(wrapper: Wrapper, params: Any) -> Wrapper:
 
 
 def make_loss(wrapper: Wrapper, config: FitConfig) -> Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]:
-    """The loss D + λ R of ``(params, pictures, key, rate_scale)``; ``rate_scale=None`` counts exactly, ``key=None`` draws nothing
-    (8×8 blocks, no jitter), as validation wants it."""
+    """The loss D + λ R of ``(params, pictures, key, scale)``; ``scale=None`` counts exactly, ``key=None``
+    draws nothing (8×8 blocks, no jitter), as validation wants it."""
     depth_gain = 2.0 ** (config.bit_depth - 8)
 
-    def loss(params: Any, pictures: Yuv420, key: jax.Array | None, rate_scale: jax.Array | None) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    def loss(
+        params: Any, pictures: Yuv420, key: jax.Array | None, scale: jax.Array | None
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         model = with_parameters(wrapper, params)
         n, height, width = pictures.y.shape
         frames = normalise(pictures, 8)
-        step_size = step_from_parameter(params["log_step"])
+        step_size = step_from_parameter(params["log_step"], bit_depth=config.bit_depth)
         steps, blocks = jnp.full((n,), step_size), jnp.full((n,), 8, jnp.int32)
         if key is not None:
             key_block, key_jitter = jax.random.split(key)
             blocks = jax.random.choice(key_block, jnp.asarray(BLOCK_SIZES), (n,))
             octaves = jax.random.uniform(key_jitter, (n,), minval=-config.step_jitter, maxval=config.step_jitter)
             steps = steps * jnp.exp2(octaves)
-        steps = steps * depth_gain
-        codec = ProxyCodec(steps, block_sizes=blocks, rate_scale=rate_scale)
-        sandwich = Sandwich(model.pre, model.post_to(height, width), config.bit_depth)
+        codec = ProxyCodec(steps, block_sizes=blocks, rate_scale=scale)
+        sandwich = Sandwich(model.pre, functools.partial(model.post, size=(height, width)), config.bit_depth)
         coded = sandwich(frames, codec, EncodeRequest(qp=None))
         mse = [jnp.mean(jnp.square((a - b) * 127.5)) for a, b in zip(coded.frames.planes, frames.planes, strict=True)]
         distortion = sum(w * m for w, m in zip(YUV_WEIGHTS, mse, strict=True)) / sum(YUV_WEIGHTS)
         bits_per_pixel = jnp.sum(coded.result.bits) / (n * height * width)
         total = distortion + config.lmbda * bits_per_pixel
         psnr = 10.0 / math.log(10.0) * jnp.log(255.0**2 / distortion)
-        metrics = Metrics(total, distortion, bits_per_pixel, psnr, step_size)
-        return total, (metrics, jax.lax.stop_gradient((coded.plan.z, steps)))
+        metrics = Metrics(total, distortion, bits_per_pixel, psnr, step_size / depth_gain)
+        return total, (metrics, jax.lax.stop_gradient((coded.plan.z, steps, blocks)))
 
     return loss
 
@@ -118,22 +129,24 @@ def make_loss(wrapper: Wrapper, config: FitConfig) -> Callable[..., tuple[jax.Ar
 def make_step(wrapper: Wrapper, config: FitConfig) -> Callable[[FitState, Yuv420], tuple[FitState, Metrics]]:
     """``(state, uint8 pictures) → (state, metrics)``: jit it with the state donated.
 
-    The rate's scale is counted from the bottleneck of every ``rate_refresh``-th step and serves the steps after it; at step 0 it is
-    counted from the batch at hand.
+    The rate's scale is counted from the bottleneck of every ``rate_refresh``-th step and serves the steps after it; at
+    step 0 it is counted from the batch at hand.
     """
     loss = make_loss(wrapper, config)
     update = optimiser(config).update
 
     def step(state: FitState, pictures: Yuv420) -> tuple[FitState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grads, (metrics, (z, steps)) = jax.grad(loss, has_aux=True)(state.params, pictures, key, state.rate_scale)
+        grads, (metrics, (z, steps, blocks)) = jax.grad(loss, has_aux=True)(
+            state.params, pictures, key, state.rate_scale
+        )
         updates, opt_state = update(grads, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate_scale = jax.lax.cond(
+        scale = jax.lax.cond(
             state.step % config.rate_refresh == 0,
-            lambda: ProxyCodec(steps).rate_scale(z, EncodeRequest(qp=None, bit_depth=config.bit_depth)),
+            lambda: rate_scale(z, steps, bit_depth=config.bit_depth, block_sizes=blocks),
             lambda: state.rate_scale,
         )
-        return FitState(state.step + 1, params, opt_state, state.key, rate_scale), metrics
+        return FitState(state.step + 1, params, opt_state, state.key, scale), metrics
 
     return step

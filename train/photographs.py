@@ -1,0 +1,32 @@
+"""scikit-image's bundled photographs: real pictures that need no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EVALUATION = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+"""Colour photographs that the demo reports on; nothing is ever trained on them."""
+
+FINE_TUNING = (
+    "motorcycle_left.png",
+    "hubble_deep_field.jpg",
+    "retina.jpg",
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "camera.png",
+)
+"""Pictures that the demo fine-tunes on, and the data of training runs that name none."""
+
+
+def photograph_paths(names: tuple[str, ...]) -> list[Path]:
+    """Files of these pictures. Raises `FileNotFoundError` naming those that this scikit-image does not bundle."""
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    paths = [folder / name for name in names]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"scikit-image {skimage.__version__} does not bundle {', '.join(missing)}; install version 0.26"
+        )
+    return paths
