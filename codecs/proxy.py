@@ -1,10 +1,10 @@
 """The proxy codec: a differentiable JPEG-style codec for training wrappers (SNW section 3.3, equation 1).
 
-Samples are real-valued in ``[0, 2^d − 1]``, d ∈ {8, 10}; steps are in units of d-bit samples for an orthonormal DCT, so that a flat
-step here means what it means in a video codec. All is `jax.jit`-able, nothing leaves the device.
+Samples are real-valued in ``[0, 2^d − 1]``, d ∈ {8, 10}; steps are in units of d-bit samples for an orthonormal DCT,
+so that a flat step here means what it means in a video codec. All is `jax.jit`-able, nothing leaves the device.
 
     clip ─► pad ─► − 2^(d−1) ─► L×L DCT ─► round(Y/q)·q ─► inverse ─► crop ─► clip
-                                   └─► a Σ log(1 + |Y|/q) = bits,  a = SG(R / Σ …),  R = bits of a JPEG of the clipped input
+                                   └─► a Σ log(1 + |Y|/q) = bits,  a = SG(R / Σ …),  R = bits of a JPEG
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames
-from jaxwrap.codec import EncodeRequest, EncodeResult
 from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices, dct_matrix
 from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
 from jaxwrap.codecs.jpeg.tables import MAX_STEP
+
+from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames
+from jaxwrap.codec import EncodeRequest, EncodeResult
 from jaxwrap.samples import max_sample, round_half_away
 
 _MIN_LOG_PER_SAMPLE = 0.01
-"""Floor of Σ log(1 + |Y|/q) per sample when a is formed: a flat mid-grey picture has no coefficients, and a must not explode."""
+"""Floor of Σ log(1 + |Y|/q) per sample when a is formed: a flat mid-grey picture has Σ = 0, and a must stay finite."""
 
 
 @jax.tree_util.register_dataclass
@@ -32,20 +32,24 @@ _MIN_LOG_PER_SAMPLE = 0.01
 class ProxyCodec:
     """Differentiable codec with respect to the frames and to its step.
 
-    ``step_size``: scalar or ``[N]``, in d-bit samples, positive; ``None`` takes the specification's step 2^((qp − 4)/6) · 2^(d − 8) from
-    ``request.qp``. ``block_sizes``: one of 4, 8, 16, 32 for all, or int ``[N]`` drawn from them, mixed in a batch and traced: a new draw does not
-    recompile. ``rate_scale``: the factor a of equation 1, scalar or ``[N]``; ``None`` counts a JPEG's bits in every call (see `rate_scale` for
-    refreshing it every few steps instead).
+    ``step_size``: scalar or ``[N]``, in d-bit samples, positive; ``None`` takes the specification's step
+    2^((qp − 4)/6) · 2^(d − 8) from ``request.qp``. ``block_sizes``: one of 4, 8, 16, 32 for all, or int ``[N]`` drawn
+    from them, mixed in a batch and traced: a new draw does not recompile. ``rate_scale``: the factor a of equation 1,
+    scalar or ``[N]``; ``None`` counts a JPEG's bits in every call (`rate_scale` the function gives it for a trainer
+    that renews it every few steps).
 
     What the published form leaves open is decided so:
 
-    * the gradient of `round` is 1, that of the rest is exact, so that the step has a gradient through the distortion too;
-    * the input and the reconstruction are clipped, and their gradients stop only where a descent step would lead further out;
-    * R is the Huffman-coded data of one grayscale JPEG per plane, without headers and byte stuffing, which video streams do not
-      have, with a flat table of round(q) in 1…255 (d = 10: the 8 top bits, and q/4). The paper's quality factor weights
-      frequencies by the standard table, which no flat quantiser does;
+    * the gradient of `round` is 1, that of the rest is exact, so that the step has a gradient through the distortion
+      too;
+    * the input and the reconstruction are clipped, and their gradients stop only where a descent step would lead
+      further out;
+    * R is the Huffman-coded data of one grayscale JPEG per plane, without headers and byte stuffing, which video
+      streams do not have, with a flat table of round(q) in 1…255 (d = 10: the 8 top bits, and q/4). The paper's
+      quality factor weights frequencies by the standard table, which no flat quantiser does;
     * samples are shifted by 2^(d − 1) before the DCT, as in JPEG, and are not rounded before coding;
-    * planes are edge-replicated to a multiple of the block size; blocks wholly in the padding are not counted in the rate.
+    * planes are edge-replicated to a multiple of the block size; blocks wholly in the padding are not counted in the
+      rate.
     """
 
     step_size: Any = None
@@ -66,7 +70,8 @@ class ProxyCodec:
     def encode(self, frames: Frame, request: EncodeRequest) -> EncodeResult:
         """Codes real-valued samples and decodes them. ``bits [N]`` float32 are those of all planes of a picture.
 
-        Raises `ValueError` when the step is named twice or not at all, and for requests that an intra codec without RDO cannot honour.
+        Raises `ValueError` when the step is named twice or not at all, and for requests that an intra codec without
+        RDO cannot honour.
         """
         step = self._step(frames, request)
         blocks = _block_sizes(self.block_sizes, num_frames(frames))
@@ -98,9 +103,10 @@ class ProxyCodec:
 def rate_scale(
     frames: Frame, step_size: Array | float, *, bit_depth: int = 10, block_sizes: Array | int = 8
 ) -> jax.Array:
-    """The factor a of equation 1 for a whole batch: JPEG bits of all pictures over their Σ log(1 + |Y|/q). Scalar float32.
+    """The factor a of equation 1 for a whole batch: JPEG bits of all pictures over their Σ log(1 + |Y|/q).
 
-    It moves by a few per cent between batches, so that a trainer may pass it to `ProxyCodec` and renew it every few steps.
+    Scalar float32, without a gradient. It moves by a few per cent between batches, so that a trainer may pass it to
+    `ProxyCodec` and renew it every few steps.
     """
     step = jnp.broadcast_to(jnp.asarray(step_size, jnp.float32), (num_frames(frames),))
     _, log_sum = _code(frames, step, _block_sizes(block_sizes, num_frames(frames)), bit_depth)
@@ -111,9 +117,10 @@ def rate_scale(
 def step_from_parameter(theta: Array, *, bit_depth: int = 10, floor: float = 1.0) -> jax.Array:
     """Quantiser step q = 2^(d − 8) · max(e^θ, floor) of a learnt parameter θ, in d-bit samples.
 
-    θ is the logarithm of the step in 8-bit samples: its updates are relative, and QP = 4 + 6 θ / ln 2. ``floor`` is in 8-bit samples; real encoders
-    go no lower than about 1. At the floor the gradient that would raise the step still passes, so that θ cannot get stuck there,
-    and the one that would lower it does not, so that θ does not drift away below.
+    θ is the logarithm of the step in 8-bit samples: its updates are relative, and QP = 4 + 6 θ / ln 2. ``floor`` is
+    in 8-bit samples; real encoders go no lower than about 1. At the floor the gradient that would raise the step
+    still passes, so that θ cannot get stuck there, and the one that would lower it does not, so that θ does not drift
+    away below.
     """
     return 2.0 ** (bit_depth - 8) * clip_to_range(jnp.exp(theta), floor, np.inf)
 
@@ -143,11 +150,13 @@ clip_to_range.defvjp(_clip_forward, _clip_backward)
 def transform_code(x: jax.Array, step: jax.Array, basis: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Transform, quantise, inverse: (x̂, Σ log(1 + |Y|/q)) with Y = T X Tᵀ per block and x̂ from round(Y/q) q.
 
-    ``x [N, H, W]``; ``step [N]``; ``basis`` T, orthonormal ``[N, S, S]`` or ``[S, S]``, S dividing H and W; ``counted`` ``[N, H, W]`` weights of the
-    coefficients in the sum (or broadcastable with that rank). Returns ``[N, H, W]`` and ``[N]``.
+    ``x [N, H, W]``; ``step [N]``; ``basis`` T, orthonormal ``[N, S, S]`` or ``[S, S]``, S dividing H and W;
+    ``counted`` ``[N, H, W]`` weights of the coefficients in the sum (or broadcastable with that rank). Returns
+    ``[N, H, W]`` and ``[N]``.
 
-    The derivative is written by hand. With the gradient of `round` set to 1 and T orthonormal, ∂x̂/∂x = I and ∂x̂/∂q = (x̂ − x)/q: the
-    distortion needs no transform. The rate's is the inverse transform of sign(Y)/(q + |Y|), and −Σ |Y|/(q (q + |Y|)) for q.
+    The derivative is written by hand. With the gradient of `round` set to 1 and T orthonormal, ∂x̂/∂x = I and
+    ∂x̂/∂q = (x̂ − x)/q: the distortion needs no transform. The rate's is the inverse transform of sign(Y)/(q + |Y|),
+    and −Σ |Y|/(q (q + |Y|)) for q.
     """
     return _transform_code_forward(x, step, basis, counted)[0]
 
@@ -177,14 +186,16 @@ transform_code.defvjp(_transform_code_forward, _transform_code_backward)
 def _transform(x: jax.Array, basis: jax.Array) -> jax.Array:
     """T X Tᵀ for every S×S block X of planes ``[N, H, W]``.
 
-    Full float32: on NVIDIA GPUs the default is tf32, whose 10 bits of mantissa are off by several steps on a 10-bit DC of 2^14.
+    Full float32: on NVIDIA GPUs the default is tf32, whose 10 bits of mantissa are off by several steps on a 10-bit
+    DC of 2^14.
     """
     n, h, w = x.shape
     size = basis.shape[-1]
     basis = jnp.broadcast_to(basis, (n, size, size))
     rows = x.reshape(n, h * w // size, size)
     rows = jnp.einsum("nbj,nvj->nbv", rows, basis, precision=jax.lax.Precision.HIGHEST)
-    # The basis is repeated over block rows so that XLA sees plain batched products; without, it transposes the planes (2× on CPU).
+    # The basis is repeated over block rows so that XLA sees plain batched products; without, it transposes the planes
+    # (2× on CPU).
     columns = rows.reshape(n, h // size, size, w)
     repeated = jnp.broadcast_to(basis[:, None], (n, h // size, size, size))
     columns = jnp.einsum("nbui,nbiw->nbuw", repeated, columns, precision=jax.lax.Precision.HIGHEST)
@@ -192,7 +203,7 @@ def _transform(x: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def _block_sizes(block_sizes: Array | int, n: int) -> Array | int:
-    """A Python int stays one (its own, smaller transform is compiled); anything else becomes int32 ``[N]``. Checks what is concrete."""
+    """A Python int stays one and has its own, smaller transform compiled; anything else becomes int32 ``[N]``."""
     if not isinstance(block_sizes, jax.core.Tracer):
         wrong = sorted(set(np.ravel(block_sizes).tolist()) - set(BLOCK_SIZES))
         if wrong:
@@ -232,7 +243,7 @@ def _code_plane(plane: jax.Array, step: jax.Array, blocks: Array | int, bit_dept
 
 
 def _jpeg_bits(frames: Frame, step: jax.Array, bit_depth: int) -> jax.Array:
-    """Bits ``[N]`` of the entropy-coded data of one grayscale JPEG per plane, with the flat table nearest to the step."""
+    """Entropy-coded bits ``[N]`` of one grayscale JPEG per plane, with the flat table nearest to the step."""
     frames, step = jax.lax.stop_gradient((frames, step))
     to_8_bits = 2.0 ** (8 - bit_depth)
     table = jnp.clip(round_half_away(step * to_8_bits), 1, MAX_STEP)

@@ -1,7 +1,7 @@
 """Block transforms: the orthonormal DCT of any size, and the integer DCT that libjpeg's default encoder uses.
 
-Matrices hold one basis function per **row**: coefficients are ``T @ samples``, samples are ``T.T @ coefficients``. They are NumPy
-arrays; the functions on planes are JAX.
+Matrices hold one basis function per **row**: coefficients are ``T @ samples``, samples are ``T.T @ coefficients``.
+They are NumPy arrays; the functions on planes are JAX.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LARGEST_BLOCK = BLOCK_SIZES[-1]
 
 
 def dct_matrix(size: int) -> np.ndarray:
-    """Orthonormal DCT-II ``[size, size]`` float64: T[k, i] = √(2/size) cos((2i + 1) k π / (2 size)), row 0 divided by √2."""
+    """Orthonormal DCT-II ``[size, size]`` float64: √(2/size) cos((2i + 1) k π / (2 size)) in row k, row 0 over √2."""
     k, i = np.ogrid[:size, :size]
     matrix = np.sqrt(2 / size) * np.cos((2 * i + 1) * k * np.pi / (2 * size))
     matrix[0] /= np.sqrt(2)
@@ -25,18 +25,18 @@ def dct_matrix(size: int) -> np.ndarray:
 
 
 def block_dct_matrices() -> np.ndarray:
-    """``[4, 32, 32]`` float32: for each of `BLOCK_SIZES` the block-diagonal matrix that transforms 32 samples in blocks of that size."""
+    """``[4, 32, 32]`` float32: per size of `BLOCK_SIZES`, the matrix that transforms 32 samples in such blocks."""
     return np.stack(
         [np.kron(np.eye(LARGEST_BLOCK // size), dct_matrix(size)) for size in BLOCK_SIZES], dtype=np.float32
     )
 
 
 def _islow_matrix() -> np.ndarray:
-    """The 8-point transform of Loeffler, Ligtenberg and Moschytz with libjpeg's 13-bit constants, as one integer matrix.
+    """Loeffler, Ligtenberg and Moschytz's 8-point transform with libjpeg's 13-bit constants, as one integer matrix.
 
-    Every output of the accurate integer DCT (``JDCT_ISLOW``) is an exact integer combination of its inputs before the one rounding at the end of
-    a pass, so that running the flow graph on unit vectors gives the matrix; it is √8 · 2^13 times the orthonormal DCT, up to the
-    rounding of the constants.
+    Every output of the accurate integer DCT (``JDCT_ISLOW``) is an exact integer combination of its inputs before the
+    one rounding at the end of a pass, so that running the flow graph on unit vectors gives the matrix; it is
+    √8 · 2^13 times the orthonormal DCT, up to the rounding of the constants.
     """
 
     def fixed(constant: float) -> int:
@@ -72,13 +72,14 @@ _FIRST_SHIFT, _SECOND_SHIFT = (
 def islow_dct(samples: jax.Array) -> list[list[jax.Array]]:
     """libjpeg's integer DCT (``JDCT_ISLOW``) of level-shifted planes: 8 times the orthonormal coefficients, bit-exact.
 
-    ``samples [N, H, W]`` float32 holding integers in −128…127, H and W multiples of 8. Returns ``c`` with ``c[u][v]`` the int32 ``[N, H/8, W/8]``
-    coefficients of vertical frequency u and horizontal frequency v: 64 arrays, so that XLA fuses what follows into one loop over
-    blocks and never stores the coefficients.
+    ``samples [N, H, W]`` float32 holding integers in −128…127, H and W multiples of 8. Returns ``c`` with ``c[u][v]``
+    the int32 ``[N, H/8, W/8]`` coefficients of vertical frequency u and horizontal frequency v: 64 arrays, so that
+    XLA fuses what follows into one loop over blocks and never stores the coefficients.
     """
     n, h, w = samples.shape
-    # Rows as a float matrix product: all partial sums are integers ≤ 128 · 65536 = 2^23, so float32 is exact in any order. The
-    # precision is stated because tf32, the default on NVIDIA GPUs, has 10 bits of mantissa where 14-bit constants are multiplied.
+    # Rows as a float matrix product: all partial sums are integers ≤ 128 · 65536 = 2^23, so float32 is exact in any
+    # order. The precision is stated because tf32, the default on NVIDIA GPUs, has 10 bits of mantissa where 14-bit
+    # constants are multiplied.
     rows = jnp.einsum(
         "vj,bj->vb",
         jnp.asarray(_ISLOW, jnp.float32),

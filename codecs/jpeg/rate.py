@@ -1,8 +1,9 @@
-"""The size of a baseline JPEG, counted exactly on the device: no host callback, no bit stream where only its length is wanted.
+"""The size of a baseline JPEG, counted exactly on the device, without a host callback.
 
-Planes are ``[N, H, W]`` with integer values in 0…255 (of any real dtype), each its own grayscale JPEG with the Huffman codes of Annex K,
-as libjpeg writes it by default. Sizes that are not multiples of 8 are completed by edge replication, as libjpeg does.
-Quantisation tables are ``[64]`` or one per picture ``[N, 64]``, in natural order, integers in 1…255.
+Planes are ``[N, H, W]`` with integer values in 0…255 (of any real dtype), each its own grayscale JPEG with the
+Huffman codes of Annex K, as libjpeg writes it by default. Sizes that are not multiples of 8 are completed by edge
+replication, as libjpeg does. Quantisation tables are ``[64]`` or one per picture ``[N, 64]``, in natural order,
+integers in 1…255.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jaxwrap.arrays import Array
 from jaxwrap.codecs.jpeg.dct import islow_dct
 from jaxwrap.codecs.jpeg.tables import AC_LENGTHS, DC_LENGTHS, END_OF_BLOCK, ZERO_RUN, ZIGZAG
 
+from jaxwrap.arrays import Array
+
 
 def entropy_coded_bits(plane: Array, table: Array) -> jax.Array:
-    """Bits ``[N]`` int32 of the Huffman-coded data of each picture: exact, but for the stuffing and padding of the byte stream.
+    """Bits ``[N]`` int32 of the Huffman-coded data of each picture: exact, before byte stuffing and padding.
 
-    See the module for ``plane`` and ``table``. This is what the proxy codec calls in every training step: the integer DCT, the quantiser and the
-    count run in one fused loop over blocks.
+    See the module for ``plane`` and ``table``. This is what the proxy codec calls in every training step: the integer
+    DCT, the quantiser and the count run in one fused loop over blocks.
     """
     levels = _quantise(plane, table)
     return _ac_bits(levels) + _dc_bits(levels[0])
@@ -57,7 +58,8 @@ def _size(level: jax.Array) -> jax.Array:
 
 
 def _ac_bits(levels: list[jax.Array]) -> jax.Array:
-    # Unrolled over the scan, elementwise over blocks: `run` and `bits` stay in registers of the one loop that XLA makes of it.
+    # Unrolled over the scan, elementwise over blocks: `run` and `bits` stay in registers of the one loop that XLA
+    # makes of it.
     run = bits = jnp.zeros(levels[0].shape, jnp.int32)
     for level in levels[1:]:
         size = _size(level)
@@ -89,8 +91,8 @@ _LONG_RUN_WORDS = {size: word for size in range(1, 11) if (word := _nibbles(size
 def _ac_length(run: jax.Array, size: jax.Array) -> jax.Array:
     """Length of the Huffman code of (run 0…15, size 1…10).
 
-    Selects and shifts on packed constants: XLA vectorises them, where a gather from the 16 × 10 table runs element by element
-    (measured on CPU: the whole count takes 3.6 times as long with the gather).
+    Selects and shifts on packed constants: XLA vectorises them, where a gather from the 16 × 10 table runs element by
+    element (measured on CPU: the whole count takes 3.6 times as long with the gather).
     """
     short = long = jnp.full_like(run, _ALL_SIXTEEN)
     for value, word in _SHORT_RUN_WORDS.items():

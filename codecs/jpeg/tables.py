@@ -1,7 +1,8 @@
 """Constants of baseline JPEG (ITU-T T.81): scan order, quantisation tables, and the typical Huffman codes of Annex K.
 
-Tables of 64 are in natural (raster) order unless the name says zigzag. Quantisation steps are integers in 1…255, the range of a
-baseline file. Code tables are NumPy arrays, built once at import from the (BITS, HUFFVAL) lists that a DHT segment carries.
+Tables of 64 are in natural (raster) order unless the name says zigzag. Quantisation steps are integers in 1…255, the
+range of a baseline file. Code tables are NumPy arrays, built once at import from the (BITS, HUFFVAL) lists that a DHT
+segment carries.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 
 def _zigzag() -> np.ndarray:
-    """Natural index of each coefficient in scan order (figure A.6): anti-diagonals, each walked against the one before."""
+    """Natural index of each coefficient in scan order: anti-diagonals, each walked against the one before."""
     return np.array(
         sorted(range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8)), dtype=np.int32
     )
@@ -39,7 +40,7 @@ MAX_STEP = 255
 
 
 def quality_table(quality: int) -> np.ndarray:
-    """Quantisation table ``[64]`` int32 that libjpeg uses for luma at a quality of 1…100: `LUMA_TABLE` scaled, in 1…255."""
+    """Quantisation table ``[64]`` int32 of libjpeg for luma at a quality of 1…100: `LUMA_TABLE` scaled, in 1…255."""
     if not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality {quality} was given; libjpeg's scale is 1…100")
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
@@ -53,7 +54,8 @@ def flat_table(step: int) -> np.ndarray:
     return np.full(64, step, dtype=np.int32)
 
 
-# DHT payloads of the luminance codes (tables K.3 and K.5): number of codes of each length 1…16, then the symbols in code order.
+# DHT payloads of the luminance codes (tables K.3 and K.5): number of codes of each length 1…16, then the symbols in
+# code order.
 _DC_BITS = (0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0)
 _DC_SYMBOLS = tuple(range(12))
 _AC_BITS = (0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125)
@@ -73,7 +75,7 @@ _AC_SYMBOLS = bytes.fromhex(
 def _canonical_code(
     bits: tuple[int, ...], symbols: tuple[int, ...] | bytes, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Code words and lengths by symbol (Annex C): consecutive numbers within a length, doubled from one length to the next."""
+    """Code words and lengths by symbol (Annex C): consecutive numbers within a length, doubled from one to the next."""
     words, lengths = np.zeros(size, np.int32), np.zeros(size, np.int32)
     word, next_symbol = 0, iter(symbols)
     for length, count in enumerate(bits, start=1):
