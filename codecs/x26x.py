@@ -3,7 +3,7 @@
 **Constant QP.** Both encoders ignore a map of QP offsets in their own constant-QP mode and without adaptive
 quantisation. Every encode, weighted or not, therefore runs one recipe: CRF with ``qcomp=1``, equal I/P/B QPs, no
 macroblock tree, no scene cuts, and adaptive quantisation of vanishing strength (1e-4). Its QP is the requested one in
-every block of every picture, on the specification's scale at 8 and at 10 bits. x264's slices then equal those of its
+every block of every picture, on the specification's scale at 8 and at 10 bits. x264's intra pictures equal those of its
 ``qp`` mode byte for byte; x265's differ by about 0.3 % of syntax. A weighted and an unweighted encode differ in the map
 alone.
 
@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import av
 import numpy as np
@@ -257,7 +257,9 @@ class X26x:
     def _without_repeats(self, data: bytes, header: bytes) -> bytes:
         """Drops parameter sets equal to those ahead of the stream: x265 repeats them in all-intra pictures."""
         known = {unit.payload for unit in self._nal_units(header)}
-        return b"".join(unit.data for unit in self._nal_units(data) if unit.payload not in known)
+        kept = b"".join(unit.data for unit in self._nal_units(data) if unit.payload not in known)
+        # Annex B wants the four-byte start code on the first unit of each picture.
+        return b"\0" + kept if kept.startswith(b"\0\0\1") else kept
 
     def _decode(self, header: bytes, packets: list[tuple[int, bytes]], like: Frame) -> Frame:
         decoder = av.CodecContext.create(self._traits.decoder, "r")
@@ -444,7 +446,7 @@ class _RegionsOfInterest:
         if tuple((ctypes.c_int * 2).from_address(pointer + self._WIDTH_IN_AVFRAME)) != (frame.width, frame.height):
             return False
         data = regions.tobytes()
-        side_data = new_side_data(pointer, SideDataType.REGIONS_OF_INTEREST.value, len(data))
+        side_data = new_side_data(pointer, cast(int, SideDataType.REGIONS_OF_INTEREST.value), len(data))
         if not side_data:
             raise MemoryError(f"no memory for a map of {len(regions)} blocks")
         target = ctypes.c_void_p.from_address(side_data + self._DATA_IN_SIDE_DATA).value

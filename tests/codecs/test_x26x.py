@@ -1,0 +1,337 @@
+"""x264 and x265: bits against FFmpeg's own splitting of streams, QPs against what its decoder reads from them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from jaxwrap.codecs import x26x
+from jaxwrap.codecs.x26x import ENCODERS, X26x, encoder_version, find_encoders, qp_offsets
+
+from jaxwrap.arrays import Frame, Yuv400, Yuv420, frame_of
+from jaxwrap.codec import CONFIGS, EncodeRequest, Weights
+
+CASES = [(e, c, d, k) for e in ENCODERS for c in (Yuv420, Yuv400) for d in (8, 10) for k in CONFIGS]
+
+
+def moving_picture(
+    frames: int = 5, *, chroma: type = Yuv420, bit_depth: int = 8, height: int = 48, width: int = 66
+) -> Frame:
+    """A smooth random surface moving by a sample per frame, at a size that is no multiple of a block."""
+    rng = np.random.default_rng(7)
+    surface = rng.normal(size=(height + frames, width + frames)).cumsum(0).cumsum(1)
+    surface = (surface - surface.min()) / np.ptp(surface) * (2**bit_depth - 1)
+    y = np.stack([surface[i : i + height, i : i + width] for i in range(frames)])
+    return Yuv400(y) if chroma is Yuv400 else Yuv420(y, y[:, ::2, ::2], 2**bit_depth - 1 - y[:, 1::2, 1::2])
+
+
+def noise(height: int = 128, width: int = 192, frames: int = 1) -> Yuv400:
+    """Ten-bit noise: every block has coefficients, so that each carries its QP."""
+    return Yuv400(np.random.default_rng(3).normal(512, 140, (frames, height, width)).clip(0, 1023))
+
+
+def captured_stream(codec: X26x, frames: Frame, request: EncodeRequest, monkeypatch: pytest.MonkeyPatch):
+    """The result, the parameter sets and the packets (index, bytes) of one encode."""
+    kept = {}
+
+    def run(self, *args):
+        kept["stream"] = original(self, *args)
+        return kept["stream"]
+
+    original = X26x._run_encoder
+    monkeypatch.setattr(X26x, "_run_encoder", run)
+    result = codec.encode(frames, request)
+    monkeypatch.undo()
+    return result, *kept["stream"]
+
+
+@pytest.mark.parametrize(("encoder", "chroma", "bit_depth", "config"), CASES)
+def test_frames_survive_the_round_trip_and_repeat_exactly(encoder, chroma, bit_depth, config):
+    frames = moving_picture(chroma=chroma, bit_depth=bit_depth)
+    request = EncodeRequest(qp=22, config=config, bit_depth=bit_depth)
+    first, second = (X26x(encoder).encode(frames, request) for _ in range(2))
+    assert type(first.decoded) is chroma
+    for plane, source, again in zip(first.decoded.planes, frames.planes, second.decoded.planes, strict=True):
+        assert plane.dtype == (np.uint8 if bit_depth == 8 else np.uint16)
+        assert plane.shape == source.shape
+        # QP 22 has a step of 8 at 8 bits: error 8²/12 = 5.3 if rounded, and the dead zone at most doubles that.
+        assert np.mean((plane - source) ** 2) < 10.7 * 4 ** (bit_depth - 8)
+        np.testing.assert_array_equal(plane, again)
+    np.testing.assert_array_equal(first.bits, second.bits)
+    assert first.bits.shape == (5,)
+    assert 0 < first.header_bits < first.bits[0]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_bits_are_the_stream_without_sei_as_ffmpeg_splits_it(encoder, config, monkeypatch):
+    result, header, packets = captured_stream(
+        X26x(encoder), moving_picture(9), EncodeRequest(qp=30, config=config, bit_depth=8), monkeypatch
+    )
+    sei = "6" if encoder == "x264" else "39-40"
+    drop = av.BitStreamFilterContext(f"filter_units=remove_types={sei}", _input_stream(encoder))
+    for index, data in packets:
+        kept = sum(p.size for p in drop.filter(av.Packet(data)))
+        assert result.bits[index] == 8 * (kept + (len(header) if index == 0 else 0))
+    assert result.header_bits == 8 * len(header)
+
+
+def _input_stream(encoder):
+    """A video stream of the right codec to configure FFmpeg's bitstream filter with."""
+    container = av.open(io.BytesIO(), "w", format="matroska")
+    stream = container.add_stream("libx264" if encoder == "x264" else "libx265", rate=25)
+    stream.width = stream.height = 64
+    stream.pix_fmt = "yuv420p"
+    return stream
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_bits_stand_in_the_order_of_the_pictures_under_reordering(encoder):
+    frames = moving_picture(9)
+    rng = np.random.default_rng(0)
+    frames = frame_of([p.copy() for p in frames.planes])
+    frames.y[5] = rng.uniform(0, 255, frames.y[5].shape)
+    result = X26x(encoder).encode(frames, EncodeRequest(qp=30, config="randomaccess", bit_depth=8))
+    assert np.argmax(result.bits) == 5
+    assert np.mean((result.decoded.y[5] - frames.y[5]) ** 2) < 200
+
+
+def realised_qps(header: bytes, packets: list[tuple[int, bytes]], shape: tuple[int, int]) -> np.ndarray:
+    """QP per macroblock on the specification's scale, as FFmpeg's H.264 decoder reads it: [N, rows, columns]."""
+    decoder = av.CodecContext.create("h264", "r")
+    decoder.thread_count = 1
+    decoder.options = {"export_side_data": "venc_params"}
+    maps = []
+    for pts, data in [*packets, (-1, None)]:
+        packet = None
+        if data is not None:
+            packet = av.Packet(header + data if not maps and pts == 0 else data)
+            packet.pts = pts
+        for frame in decoder.decode(packet):
+            (params,) = [s for s in frame.side_data if s.type.name == "VIDEO_ENC_PARAMS"]
+            blocks = [params.block_params(i) for i in range(params.nb_blocks)]
+            maps.append(np.array([params.qp + b.delta_qp for b in blocks]).reshape(shape))
+    return np.stack(maps)
+
+
+@pytest.mark.parametrize(("bit_depth", "qp"), [(8, 0), (8, 27), (10, 22), (10, 51)])
+def test_every_macroblock_of_x264_has_the_requested_qp(bit_depth, qp, monkeypatch):
+    frames = frame_of([p * (2**bit_depth / 1024) for p in noise(64, 64, 4).planes])
+    request = EncodeRequest(qp=qp, config="lowdelay", bit_depth=bit_depth)
+    _, header, packets = captured_stream(X26x("x264"), frames, request, monkeypatch)
+    assert np.unique(realised_qps(header, packets, (4, 4))).tolist() == [qp + 6 * (bit_depth - 8)]
+
+
+def test_intra_slices_of_x264_without_weights_equal_its_own_constant_qp_mode(monkeypatch):
+    frames, qp = moving_picture(3, bit_depth=10), 27
+    _, _, ours = captured_stream(X26x("x264"), frames, EncodeRequest(qp=qp), monkeypatch)
+    context = av.CodecContext.create("libx264", "w")
+    context.width, context.height, context.pix_fmt = 66, 48, "yuv420p10le"
+    context.time_base, context.framerate, context.thread_count = Fraction(1, 25), Fraction(25), 1
+    # x264 counts its own 10-bit QP from 12 below the specification's 0.
+    context.options = {"preset": "medium", "tune": "psnr", "x264-params": f"qp={qp + 12}:ipratio=1:keyint=1:threads=1"}
+    theirs = []
+    for i in range(3):
+        planes = [np.floor(p[i] + 0.5).astype(np.uint16) for p in frames.planes]
+        picture = x26x._video_frame(planes, "yuv420p10le")
+        picture.pts = i
+        theirs += context.encode(picture)
+    theirs += context.encode(None)
+    slices = [
+        [u.payload for data in stream for u in x26x.nal_units(data, "x264") if u.kind == 5]
+        for stream in ([data for _, data in ours], [bytes(p) for p in theirs])
+    ]
+    # The slice header, a few bytes, states the QP's distance from the picture parameter set's, which differs.
+    assert len(slices[0]) == 3
+    assert [s[8:] for s in slices[0]] == [s[8:] for s in slices[1]]
+
+
+def checkerboard(block: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(mask, weights): blocks of weight 4 and 1/4 in turn, so ΔQP −6 and +6."""
+    rows, columns = np.indices(shape)
+    mask = (rows // block + columns // block) % 2 == 0
+    return mask, np.where(mask, 4.0, 0.25)[None]
+
+
+def test_x264_macroblocks_take_the_offsets_of_the_map(monkeypatch):
+    frames = noise()
+    _, weights = checkerboard(16, (128, 192))
+    request = EncodeRequest(qp=27, weights=Weights(Yuv400(weights), "qp_offset"))
+    _, header, packets = captured_stream(X26x("x264"), frames, request, monkeypatch)
+    wanted = 27 + 12 + np.where(weights[0, ::16, ::16] > 1, -6, 6)
+    np.testing.assert_array_equal(realised_qps(header, packets, (8, 12))[0], wanted)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_weighted_blocks_have_the_error_of_a_uniform_encode_at_their_qp(encoder):
+    frames = noise()
+    source = np.floor(frames.y + 0.5)
+    mask, weights = checkerboard(32, (128, 192))
+    codec = X26x(encoder)
+    weighted = codec.encode(frames, EncodeRequest(qp=27, weights=Weights(Yuv400(weights), "qp_offset")))
+    for region, qp in ((mask, 21), (~mask, 33)):
+        uniform = codec.encode(frames, EncodeRequest(qp=qp))
+        errors = [np.mean((r.decoded.y - source)[0][region] ** 2) for r in (weighted, uniform)]
+        # Prediction across the borders and the deblocking filter differ; one QP would be 26 %.
+        np.testing.assert_allclose(errors[0], errors[1], rtol=0.1)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_uniform_weights_change_nothing(encoder, config):
+    frames = moving_picture(3)
+    ones = frame_of([np.ones((1, *p.shape[1:])) for p in frames.planes])
+    plain, weighted = (
+        X26x(encoder).encode(frames, EncodeRequest(qp=30, config=config, bit_depth=8, weights=w))
+        for w in (None, Weights(ones, "qp_offset"))
+    )
+    np.testing.assert_array_equal(plain.bits, weighted.bits)
+
+
+def test_one_map_per_picture_acts_on_its_own_picture():
+    frames = noise(64, 64, 3)
+    weights = np.ones((3, 64, 64))
+    weights[1] = 4.0
+    plain, weighted = (
+        X26x("x264").encode(frames, EncodeRequest(qp=30, weights=w))
+        for w in (None, Weights(Yuv400(weights), "qp_offset"))
+    )
+    np.testing.assert_array_equal(plain.decoded.y[[0, 2]], weighted.decoded.y[[0, 2]])
+    assert weighted.bits[1] > 1.2 * plain.bits[1]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_filter_graph_gives_the_same_stream_as_writing_side_data(encoder, monkeypatch):
+    frames = moving_picture(3, bit_depth=10)
+    rng = np.random.default_rng(1)
+    weights = frame_of([np.exp(rng.normal(size=(3, *p.shape[1:]))).cumsum(1) for p in frames.planes])
+    request = EncodeRequest(qp=30, weights=Weights(weights, "qp_offset"))
+    _, *written = captured_stream(X26x(encoder), frames, request, monkeypatch)
+    monkeypatch.setattr(x26x, "_libavutil_new_side_data", lambda: None)
+    _, *filtered = captured_stream(X26x(encoder), frames, request, monkeypatch)
+    assert x26x._libavutil_new_side_data() is not None
+    assert written == filtered
+
+
+def test_qp_offsets_equal_a_loop_over_blocks():
+    rng = np.random.default_rng(2)
+    y, u, v = (np.exp(rng.normal(0, 1.5, s)) for s in ((2, 38, 50), (2, 19, 25), (2, 19, 25)))
+    found = qp_offsets(Yuv420(y, u, v), block=16, qp=40, bit_depth=8)
+    assert found.shape == (2, 3, 4)
+    for n, r, c in np.ndindex(found.shape):
+        luma = y[n, 16 * r : 16 * r + 16, 16 * c : 16 * c + 16]
+        chroma = [p[n, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8] for p in (u, v)]
+        mean = np.concatenate([luma.ravel(), *(p.ravel() for p in chroma)]).mean()
+        assert found[n, r, c] == np.clip(np.round(-3 * np.log2(mean)), -40, 11)
+
+
+def test_a_zero_weight_takes_the_highest_qp():
+    zero = Yuv400(np.zeros((1, 16, 16)))
+    assert qp_offsets(zero, block=16, qp=30, bit_depth=10).tolist() == [[[21]]]
+
+
+def test_a_stream_damaged_after_the_encoder_is_refused(monkeypatch):
+    original = X26x._run_encoder
+
+    def damage(self, *args):
+        header, packets = original(self, *args)
+        index, data = packets[1]
+        # The last NAL unit of an x265 packet is the hash, of an x264 packet the slice.
+        packets[1] = (index, data[:-9] + bytes([data[-9] ^ 0x55]) + data[-8:])
+        return header, packets
+
+    monkeypatch.setattr(X26x, "_run_encoder", damage)
+    for encoder in ENCODERS:
+        with pytest.raises(RuntimeError, match=r"rejects|reconstruction"):
+            X26x(encoder).encode(moving_picture(3), EncodeRequest(qp=22, bit_depth=8))
+
+
+def test_a_lost_picture_is_refused(monkeypatch):
+    original = X26x._run_encoder
+
+    def lose(self, *args):
+        header, packets = original(self, *args)
+        return header, packets[:-1]
+
+    monkeypatch.setattr(X26x, "_run_encoder", lose)
+    for encoder in ENCODERS:
+        with pytest.raises(RuntimeError, match="3 pictures were coded"):
+            X26x(encoder).encode(moving_picture(3), EncodeRequest(qp=22, bit_depth=8))
+
+
+SMALL = moving_picture(1, height=16, width=16)
+BAD_REQUESTS = [
+    ({"qp": None}, "QP None"),
+    ({"qp": 52}, "whole numbers from 0 to 51"),
+    ({"qp": -1}, "QP -1"),
+    ({"qp": 30.5}, r"QP 30\.5"),
+    ({"config": "allintra"}, "intra, lowdelay, randomaccess"),
+    ({"bit_depth": 12}, "bit depth 12"),
+    ({"preset": "best"}, "ultrafast, superfast"),
+    ({"fps": 0.0}, "frames per second"),
+    ({"weights": Weights(SMALL)}, "patched HM or JM"),
+    ({"weights": Weights(Yuv400(SMALL.y), "qp_offset")}, "weight maps"),
+    ({"weights": Weights(frame_of([p[:, :-2] for p in SMALL.planes]), "qp_offset")}, "weight maps"),
+    ({"weights": Weights(frame_of([p - 999 for p in SMALL.planes]), "qp_offset")}, "negative"),
+    ({"weights": Weights(frame_of([p * np.nan for p in SMALL.planes]), "qp_offset")}, "non-finite"),
+]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(("change", "message"), BAD_REQUESTS)
+def test_a_request_the_encoder_cannot_meet_is_named(encoder, change, message):
+    request = EncodeRequest(**({"qp": 30, "bit_depth": 8} | change))
+    with pytest.raises(ValueError, match=message):
+        X26x(encoder).encode(SMALL, request)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_frames_smaller_than_a_macroblock_are_refused_and_one_macroblock_is_not(encoder):
+    for chroma in (Yuv420, Yuv400):
+        with pytest.raises(ValueError, match="16×14 frames; it takes 16×16"):
+            X26x(encoder).encode(moving_picture(1, chroma=chroma, height=14, width=16), EncodeRequest(qp=30))
+        result = X26x(encoder).encode(moving_picture(1, chroma=chroma, height=16, width=16), EncodeRequest(qp=30))
+        assert result.decoded.y.shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_luma_of_odd_size_keeps_its_size(encoder):
+    frames = moving_picture(2, chroma=Yuv400, height=33, width=47)
+    assert X26x(encoder).encode(frames, EncodeRequest(qp=30, bit_depth=8)).decoded.y.shape == (2, 33, 47)
+
+
+def test_unknown_encoders_and_thread_counts_are_refused():
+    with pytest.raises(ValueError, match="known: x264, x265"):
+        X26x("x266")
+    with pytest.raises(ValueError, match="0 threads"):
+        X26x("x264", threads=0)
+
+
+def test_an_encoder_missing_from_the_build_is_named(monkeypatch):
+    def missing(name, *_):
+        raise av.codec.codec.UnknownCodecError(name)
+
+    monkeypatch.setattr(av.CodecContext, "create", missing)
+    encoder_version.cache_clear()
+    assert find_encoders() == {"x264": None, "x265": None}
+    with pytest.raises(RuntimeError, match="built without libx265"):
+        X26x("x265").encode(SMALL, EncodeRequest(qp=30, bit_depth=8))
+    with pytest.raises(RuntimeError, match="x264 is missing"):
+        _ = X26x("x264").version
+    encoder_version.cache_clear()
+
+
+def test_versions_name_encoder_decoder_and_threads():
+    assert X26x("x264").version.startswith("core ")
+    assert all("FFmpeg" in X26x(e).version and "unknown" not in X26x(e).version for e in ENCODERS)
+    assert X26x("x265", threads=2).version != X26x("x265").version
+
+
+def test_a_codec_can_be_sent_to_another_process():
+    codec = pickle.loads(pickle.dumps(X26x("x265", threads=2)))
+    assert (codec.name, codec.version) == ("x265", X26x("x265", threads=2).version)
+    assert "libx265" in codec.encode(SMALL, EncodeRequest(qp=30, bit_depth=8)).command
