@@ -90,7 +90,7 @@ def pareto_front(rate: ArrayLike, quality: ArrayLike) -> np.ndarray:
     rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
     if rates.shape != qualities.shape or rates.ndim != 1:
         raise ValueError(
-            f"rates of shape {rates.shape} and qualities of shape {qualities.shape}; wanted two equal lengths"
+            f"rates of shape {rates.shape} and qualities of shape {qualities.shape}; wanted equal lengths"
         )
     order = np.lexsort((np.arange(rates.size), -qualities, rates))
     best = np.maximum.accumulate(np.concatenate([[-np.inf], qualities[order]]))[:-1]
@@ -122,7 +122,7 @@ def _curve(rate: ArrayLike, quality: ArrayLike, name: str) -> tuple[np.ndarray, 
     rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
     if rates.ndim != 1 or rates.shape != qualities.shape:
         raise ValueError(
-            f"{name} curve: rates of shape {rates.shape}, qualities of shape {qualities.shape}; wanted two equal lengths"
+            f"{name} curve: rates of shape {rates.shape}, qualities of shape {qualities.shape}; wanted equal lengths"
         )
     if rates.size < MIN_POINTS:
         raise ValueError(f"{name} curve has {rates.size} points; a BD figure wants at least {MIN_POINTS}: add QPs")

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Evaluation with real codecs: ``modes``, ``sweep`` (with ``workers``, ``stopwatch``), ``points``, ``cache``."""

@@ -1,0 +1,124 @@
+"""Modes: what an encoder may choose between for a video (SNW sections 4.1 and 4.2), all as one kind of object.
+
+========================  =======================================================================
+``codec``                 the codec alone, at full size: the anchor
+``bilinear-r``            the same linear filter down and up, r = 2/3, 1/2, 1/4
+``lanczos4-r``
+``post-r``                linear filter down, neural post-processor
+``wrapper-r``             neural pre- and post-processor
+========================  =======================================================================
+
+Every mode codes at 10 bits, the anchor too, 8-bit sources being shifted up: so bit depth is no part of any
+comparison. Reconstructions are rounded and clipped to 10 bits and compared at 10 bits (peak 1023) with the shifted
+source, in every mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import numpy as np
+from jaxwrap.train.evaluate.points import canonical_json
+
+from jaxwrap.methods.plan import Method
+from jaxwrap.parameters import named_parameters
+from jaxwrap.pipeline import Sandwich
+from jaxwrap.wrappers.resample import Kind
+from jaxwrap.wrappers.switchable import Wrapper, linear_wrapper
+
+BIT_DEPTH = 10
+"""Bits of the bottleneck's samples, and of the samples that are compared."""
+
+MODE_BITS = 4
+"""Bits that tell a decoder the mode, once per video (SNW section 4.1); the codec alone, used by itself, needs none."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mode:
+    """A wrapper by its name in results rows.
+
+    ``bits``: what it costs to tell the mode. ``pre_hash`` and ``post_hash`` identify what the two sides compute, with
+    their parameters: modes of equal ``pre_hash`` give the codec the same samples, so these are encoded once.
+    """
+
+    name: str
+    wrapper: Wrapper
+    bits: int
+    pre_hash: str
+    post_hash: str
+
+    @property
+    def ratio(self) -> Fraction:
+        """Side of the bottleneck over side of the original."""
+        return self.wrapper.config.ratio
+
+    @property
+    def is_wrapper(self) -> bool:
+        """Whether both sides are networks: the modes that allocation methods other than sse are tried on."""
+        return self.wrapper.pre_network is not None and self.wrapper.post_network is not None
+
+    def sandwich(self, height: int, width: int) -> Sandwich:
+        """The mode for pictures of this size."""
+        post = functools.partial(self.wrapper.post, size=(height, width))
+        return Sandwich(self.wrapper.pre, post, BIT_DEPTH)
+
+
+def mode_of(wrapper: Wrapper) -> Mode:
+    """The mode that a wrapper is, named by what its sides are (see the table above)."""
+    config = wrapper.config
+    sides = config.to_dict()
+    linear = isinstance(config.pre, str) and isinstance(config.post, str)
+    if linear and config.ratio == 1:
+        name, bits = "codec", 0
+    else:
+        family = "wrapper" if wrapper.pre_network else "post" if wrapper.post_network else str(config.pre)
+        if linear and config.pre != config.post:
+            family = f"{config.pre}-{config.post}"
+        name, bits = f"{family}-{config.ratio}", MODE_BITS
+    hashes = [
+        _hash({"ratio": sides["ratio"], "side": "identity" if name == "codec" else sides[side]}, network)
+        for side, network in (("pre", wrapper.pre_network), ("post", wrapper.post_network))
+    ]
+    return Mode(name, wrapper, bits, *hashes)
+
+
+def codec_mode() -> Mode:
+    """The codec alone."""
+    return mode_of(linear_wrapper("bilinear", Fraction(1)))
+
+
+def linear_mode(kind: Kind, ratio: Fraction) -> Mode:
+    """Linear resampling down and up with one filter, the baselines of SNW section 4.2."""
+    return mode_of(linear_wrapper(kind, ratio))
+
+
+def combinations(modes: Sequence[Mode], methods: Iterable[Method]) -> list[tuple[Mode, Method]]:
+    """Which method runs in which mode: ``sse`` in all, every other one in the modes whose both sides are networks.
+
+    Raises `ValueError` where two modes have one name, or no mode is left for a method.
+    """
+    names = [mode.name for mode in modes]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"modes were given more than once: {', '.join(repeated)}; results rows tell them by name")
+    pairs: list[tuple[Mode, Method]] = []
+    for method in methods:
+        chosen = [mode for mode in modes if method.name == "sse" or mode.is_wrapper]
+        if not chosen:
+            raise ValueError(
+                f"method {method.name} wants a mode whose two sides are networks; given: {', '.join(names)}"
+            )
+        pairs += [(mode, method) for mode in chosen]
+    return pairs
+
+
+def _hash(description: object, network: object) -> str:
+    digest = hashlib.sha256(canonical_json(description).encode())
+    if network is not None:
+        for name, array in sorted(named_parameters(network).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

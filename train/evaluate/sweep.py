@@ -1,0 +1,708 @@
+"""The sweep: clips × modes × methods × codecs × QPs → results rows, resumable at any point.
+
+JAX works in this process (pre-processor, plan, post-processor), encoders in worker processes that never touch a
+device. A row is stored in the cache as soon as it is measured, under a key made of everything it depends on; a sweep
+that was killed takes those rows, their seconds included, and ends in the same CSV. Samples that several modes share
+are encoded once. What fails is set aside with its error, and the rest goes on.
+
+Files in the output folder: ``results.csv``, ``manifest.json`` (resolved configuration, versions, device),
+``failed.json`` (only where something failed), ``pictures.npz`` (one picture's maps and decoded samples, for the
+report).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import jaxwrap.codecs
+import numpy as np
+from jaxwrap.train import evaluate
+from jaxwrap.train.evaluate.cache import Cache, write_atomically
+from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
+from jaxwrap.train.evaluate.points import Point, canonical_json, point_key, write_points
+from jaxwrap.train.evaluate.stopwatch import Stopwatch
+from jaxwrap.train.evaluate.workers import Workers
+from rich.progress import Progress
+
+import jaxwrap
+from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
+from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, EncodeResult, Weights
+from jaxwrap.colour import yuv_to_rgb
+from jaxwrap.methods.plan import Method
+from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
+from jaxwrap.pipeline import Sandwich
+from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
+
+PIXELS_PER_BATCH = 8_000_000
+"""Luma samples of originals that a method sees at once (a clip is never divided)."""
+
+PIXELS_PER_CALL = 4_000_000
+"""Luma samples of originals that a pre- or post-processor sees at once: bounds memory at any length of clip."""
+
+PACKAGES = ("jaxwrap", "jax", "jaxlib", "flax", "optax", "numpy", "av", "bjontegaard")
+
+
+class ClipLike(Protocol):
+    """What the sweep asks of a clip; `jaxwrap.train.media.Clip` is one."""
+
+    name: str
+    frames: Frame
+    bit_depth: int
+    fps: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """A point that could not be measured, and why."""
+
+    key: str
+    sequence: str
+    codec: str
+    mode: str
+    method: str
+    qp: float
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SweepResult:
+    """All rows in their final order, what failed, and how much was encoded in this run."""
+
+    points: list[Point]
+    failures: list[Failure]
+    encodes: int
+    from_cache: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A clip as the sweep uses it: samples of the depth that is coded and compared, and the hash of their content."""
+
+    name: str
+    samples: Frame
+    fps: float
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One row to be measured."""
+
+    key: str
+    source: _Source
+    mode: Mode
+    method: Method
+    codec: Codec
+    qp: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """What is to be coded of one clip, and the seconds that it took."""
+
+    samples: Frame
+    weights: Weights | None
+    side_information_bits: int
+    pre_s: float
+    plan_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One encode, and the rows that are measured on what it gives."""
+
+    rows: list[_Row]
+    planned: _Planned
+    request: EncodeRequest
+
+    @property
+    def codec(self) -> Codec:
+        return self.rows[0].codec
+
+    @property
+    def samples(self) -> Frame:
+        return self.planned.samples
+
+
+def run_sweep(
+    clips: Sequence[ClipLike],
+    modes: Sequence[Mode],
+    codecs: Sequence[Codec],
+    qps: Sequence[float],
+    methods: Sequence[Method],
+    out: Path,
+    *,
+    dataset: str = "user",
+    processes: int = 2,
+    config: Config = "intra",
+    preset: str | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Measures every combination that is not in the cache, and writes ``out/results.csv``.
+
+    Args:
+      clips: integer frames; those of one size are planned as one batch.
+      modes: see `jaxwrap.train.evaluate.modes`; ``sse`` runs in all, other methods where both sides are networks.
+      codecs: picklable codecs; they run in worker processes.
+      qps: on the specification's scale.
+      methods: allocation methods. A field ``qp`` of a method is set to each QP in turn, a field ``target`` to the
+      original frames. out: output folder, made if absent. dataset: name for the column of that name. processes:
+      number of worker processes. config: coding configuration of every encode. preset: effort of every encode; None
+      is the codec's default. seed: of the methods' random sketches. cache: folder of measured points, shared between
+      runs; default: ``cache`` beside ``out``. progress: a running `rich` progress bar, to which a task is added.
+
+    Raises:
+      ValueError: nothing to do, unknown or repeated names, QPs out of range, or an output folder of another
+      configuration (the settings that differ are named). OSError: the disk is full; points measured before are kept.
+    """
+    pairs = _check(clips, modes, codecs, qps, methods, config, processes)
+    settings = _Settings(pairs, list(codecs), [float(qp) for qp in qps], dataset, config, preset, seed)
+    sources = [_source(clip) for clip in clips]
+    configuration = _configuration(sources, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, configuration)
+    started = time.perf_counter()
+    sweep = _Sweep(sources, settings, Cache(cache or out.parent / "cache"), out / "pictures.npz", progress)
+    result = sweep.run(processes)
+    write_points(out / "results.csv", result.points)
+    failed = out / "failed.json"
+    if result.failures:
+        write_atomically(failed, json.dumps([dataclasses.asdict(f) for f in result.failures], indent=2).encode())
+    else:
+        failed.unlink(missing_ok=True)
+    run = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "processes": processes,
+        "encodes": result.encodes,
+        "rows_from_cache": result.from_cache,
+        "failed": len(result.failures),
+    }
+    _write_manifest(out, configuration, run)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What all rows of a sweep have in common."""
+
+    pairs: list[tuple[Mode, Method]]
+    codecs: list[Codec]
+    qps: list[float]
+    dataset: str
+    config: Config
+    preset: str | None
+    seed: int
+
+
+class _Sweep:
+    """The state of one run."""
+
+    def __init__(
+        self, sources: list[_Source], settings: _Settings, cache: Cache, pictures: Path, progress: Progress | None
+    ) -> None:
+        self.settings, self.cache, self.progress = settings, cache, progress
+        self.batches = _batches(sources)
+        order = {source.name: i for i, source in enumerate(sources)}
+        rows = [row for batch in self.batches for row in self._rows_of(batch)]
+        # Stable: codecs, modes, methods and QPs stay in the order that they were given in.
+        self.rows = sorted(rows, key=lambda row: order[row.source.name])
+        self.pictures = _Pictures(pictures, self.rows)
+        self.points: dict[str, Point] = {}
+        self.failures: dict[str, Failure] = {}
+        self.encodes = 0
+        self._sandwiches: dict[tuple[str, tuple[int, int]], tuple[Sandwich, Any, Any]] = {}
+        self._bottleneck: tuple[Any, Frame, float] | None = None
+
+    def run(self, processes: int) -> SweepResult:
+        todo = set()
+        for row in self.rows:
+            record = self.cache.get(row.key)
+            if record is not None:
+                self.points[row.key] = Point(**record)
+            if record is None or self.pictures.wants(row):
+                todo.add(row.key)
+        from_cache = len(self.points)
+        if todo:
+            self._measure(todo, processes)
+        self.pictures.write()
+        points = [self.points[row.key] for row in self.rows if row.key in self.points]
+        failures = [self.failures[row.key] for row in self.rows if row.key in self.failures]
+        return SweepResult(points, failures, self.encodes, from_cache)
+
+    def _measure(self, todo: set[str], processes: int) -> None:
+        streams = len({self._stream(row) for row in self.rows if row.key in todo})
+        known = len(self.rows) - len(todo)
+        self._say(f"{len(self.rows)} points, {known} of them measured before; {streams} streams to encode")
+        bar = self.progress
+        task = bar.add_task("encode", total=streams, note="") if bar is not None else None
+        started, encode_s, done = time.perf_counter(), 0.0, 0
+        with Workers(processes) as workers:
+            for job, outcome in workers.encode(self._jobs(todo)):
+                done += 1
+                if isinstance(outcome, Exception):
+                    _raise_if_disk_full(outcome)
+                    self._fail(job.rows, outcome)
+                else:
+                    self.encodes += 1
+                    encode_s += outcome.seconds
+                    self._finish(job, outcome)
+                if bar is not None and task is not None:
+                    bar.update(task, completed=done, note=f"{len(self.failures)} failed" if self.failures else "")
+                if done == 3 * processes < streams:
+                    minutes = (time.perf_counter() - started) / done * streams / 60
+                    self._say(
+                        f"{streams} encodes × {encode_s / max(self.encodes, 1):.2f} s on {processes} processes, with "
+                        f"networks and metrics: about {minutes:.1f} min, judging by the first {done}"
+                    )
+
+    def _say(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.console.print(text, highlight=False)
+
+    # What is to be done.
+
+    def _rows_of(self, batch: list[_Source]) -> Iterator[_Row]:
+        settings = self.settings
+        for source, codec, (mode, method) in itertools.product(batch, settings.codecs, settings.pairs):
+            # Sketches are drawn by a picture's place in its batch, so the batch is part of what such a row depends on.
+            drawn = [] if method.name == "sse" else [settings.seed, *(s.digest for s in batch)]
+            depends_on = {
+                "clip": [settings.dataset, source.name, source.digest, source.fps],
+                "codec": [codec.name, codec.version, settings.config, settings.preset],
+                "mode": [mode.name, mode.bits, mode.pre_hash, mode.post_hash],
+                "method": [method.name, method_options(method), *drawn],
+                "seed": settings.seed,
+                "versions": _versions(),
+            }
+            for qp in settings.qps:
+                yield _Row(point_key({**depends_on, "qp": qp}), source, mode, method, codec, qp)
+
+    def _stream(self, row: _Row) -> tuple[Any, ...]:
+        """Identity of the stream that a row is measured on: modes with one pre-processor share theirs under sse."""
+        samples = row.mode.pre_hash if row.method.name == "sse" else (row.mode.name, id(row.method))
+        return row.source.name, samples, row.codec.name, row.qp
+
+    def _jobs(self, todo: set[str]) -> Iterator[_Job]:
+        """Plans batch by batch, lazily: encoders work while the next plan is made."""
+        for batch in self.batches:
+            streams: dict[Any, list[_Row]] = {}
+            for row in self.rows:
+                if row.key in todo and row.source in batch:
+                    streams.setdefault(self._stream(row), []).append(row)
+            plans: dict[Any, list[list[_Row]]] = {}
+            for rows in streams.values():
+                first = rows[0]
+                qp = first.qp if _has_field(first.method, "qp") else None
+                plans.setdefault((first.mode, id(first.method), qp), []).append(rows)
+            for (mode, _, qp), members in plans.items():
+                try:
+                    planned = self._plan(batch, mode, members[0][0].method, qp)
+                except Exception as error:
+                    for rows in members:
+                        self._fail(rows, error)
+                    continue
+                for rows in members:
+                    yield self._job(rows, planned[rows[0].source.name])
+
+    def _job(self, rows: list[_Row], planned: _Planned) -> _Job:
+        settings, first = self.settings, rows[0]
+        request = EncodeRequest(
+            first.qp, settings.config, BIT_DEPTH, first.source.fps, settings.preset, planned.weights
+        )
+        return _Job(rows, planned, request)
+
+    # Networks.
+
+    def _functions(self, mode: Mode, size: tuple[int, int]) -> tuple[Sandwich, Any, Any]:
+        """The mode's sandwich for this size, its compiled front and its compiled back (both samples → samples)."""
+        if (mode.name, size) not in self._sandwiches:
+            sandwich = mode.sandwich(*size)
+            front = jax.jit(lambda samples: sandwich.bottleneck(normalise(samples, BIT_DEPTH)))
+            back = jax.jit(lambda samples: denormalise(sandwich.receive(samples), BIT_DEPTH))
+            self._sandwiches[mode.name, size] = sandwich, front, back
+        return self._sandwiches[mode.name, size]
+
+    def _plan(self, batch: list[_Source], mode: Mode, method: Method, qp: float | None) -> dict[str, _Planned]:
+        """Plans the clips of a batch together, so that each method sees all pictures at once."""
+        size = size_of(batch[0].samples)
+        sandwich, front, _ = self._functions(mode, size)
+        samples = _concatenate([source.samples for source in batch])
+        total = num_frames(samples)
+        if self._bottleneck is None or self._bottleneck[0] != (mode.name, batch[0].name):
+            with Stopwatch() as watch:
+                z = _in_chunks(front, samples, PIXELS_PER_CALL // (size[0] * size[1]))
+            self._bottleneck = (mode.name, batch[0].name), z, watch.seconds
+        _, z, pre_s = self._bottleneck
+        values: dict[str, Any] = {} if qp is None else {"qp": qp}
+        if _has_field(method, "target"):
+            values["target"] = normalise(jax.tree.map(jnp.asarray, samples), BIT_DEPTH)
+        if values:
+            method = dataclasses.replace(method, **values)  # type: ignore[type-var]
+        with Stopwatch() as watch:
+            plan = method.plan(sandwich.receive, z, jax.random.key(self.settings.seed))
+            plan = jax.block_until_ready(plan)
+        coded = to_integers(plan.z, BIT_DEPTH)
+        side = np.asarray(plan.side_information_bits)
+        planned, start = {}, 0
+        for source in batch:
+            count = num_frames(source.samples)
+            part = slice(start, start + count)
+            start += count
+            bits = side[part].sum() if side.ndim else side * count / total
+            planned[source.name] = _Planned(
+                jax.tree.map(lambda plane, part=part: plane[part], coded),
+                _weights_of(plan.weights, part, total),
+                math.ceil(bits),
+                pre_s * count / total,
+                watch.seconds * count / total,
+            )
+        return planned
+
+    # What came of it.
+
+    def _finish(self, job: _Job, result: EncodeResult) -> None:
+        for row in job.rows:
+            try:
+                point, frames = self._point(row, job, result)
+            except Exception as error:
+                self._fail([row], error)
+                continue
+            if self.pictures.wants(row):
+                self.pictures.add(row, job.planned, result, frames, point.bits)
+            if row.key not in self.points:
+                self.cache.put(row.key, dataclasses.asdict(point))
+                self.points[row.key] = point
+
+    def _point(self, row: _Row, job: _Job, result: EncodeResult) -> tuple[Point, Frame]:
+        source, settings, planned = row.source, self.settings, job.planned
+        height, width = size_of(source.samples)
+        _, _, back = self._functions(row.mode, (height, width))
+        with Stopwatch() as watch:
+            frames = _in_chunks(back, result.decoded, PIXELS_PER_CALL // (height * width))
+        received = to_integers(frames, BIT_DEPTH)
+        psnr_y, psnr_yuv = mean_psnr(source.samples, received, BIT_DEPTH)
+        count = num_frames(source.samples)
+        bits = int(np.sum(np.asarray(result.bits))) + planned.side_information_bits + row.mode.bits
+        point = Point(
+            key=row.key,
+            dataset=settings.dataset,
+            sequence=source.name,
+            codec=row.codec.name,
+            codec_version=row.codec.version,
+            config=settings.config,
+            mode=row.mode.name,
+            method=row.method.name,
+            method_options=canonical_json(method_options(row.method)),
+            lambda_scale=1.0,
+            seed=settings.seed,
+            qp=row.qp,
+            frames=count,
+            bits=bits,
+            header_bits=int(result.header_bits),
+            kbps=bits * source.fps / (1000.0 * count),
+            bpp=bits / (count * height * width),
+            psnr_y=psnr_y,
+            psnr_yuv=psnr_yuv,
+            ms_ssim=ms_ssim(source.samples, received, BIT_DEPTH),
+            encode_s=round(result.seconds, 6),
+            map_s=None if planned.weights is None else round(planned.plan_s, 6),
+            method_s=round(planned.plan_s, 6),
+            wrapper_s=round(planned.pre_s + watch.seconds, 6),
+            verified=True,  # a codec raises where its stream does not decode to the encoder's reconstruction
+            mode_bits=row.mode.bits,
+        )
+        return point, received
+
+    def _fail(self, rows: list[_Row], error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        for row in rows:
+            self.failures[row.key] = Failure(
+                row.key, row.source.name, row.codec.name, row.mode.name, row.method.name, row.qp, text
+            )
+
+
+class _Pictures:
+    """One picture's maps and decoded samples for the report.
+
+    Taken from the first clip and codec, at the middle QP, in the mode that most methods ran in.
+    """
+
+    def __init__(self, path: Path, rows: list[_Row]) -> None:
+        self._path = path
+        self._arrays: dict[str, np.ndarray] = {}
+        self._methods: list[str] = []
+        qps = sorted({row.qp for row in rows})
+        first = rows[0]
+        same = [
+            row
+            for row in rows
+            if row.source is first.source and row.codec is first.codec and row.qp == qps[len(qps) // 2]
+        ]
+        modes = [row.mode.name for row in same]
+        mode = max(modes, key=modes.count)
+        self._keys = set()
+        if modes.count(mode) > 1 and not path.exists():
+            self._keys = {row.key for row in same if row.mode.name == mode}
+
+    def wants(self, row: _Row) -> bool:
+        return row.key in self._keys
+
+    def add(self, row: _Row, planned: _Planned, result: EncodeResult, frames: Frame, bits: int) -> None:
+        first = jax.tree.map(lambda plane: np.asarray(plane)[:1], (row.source.samples, frames))
+        name = row.method.name
+        self._methods.append(name)
+        about = {
+            "sequence": row.source.name, "codec": row.codec.name, "mode": row.mode.name, "qp": row.qp,
+        }  # fmt: skip
+        self._arrays["about"] = np.array(canonical_json(about))
+        self._arrays["source"] = yuv_to_rgb(first[0], bit_depth=BIT_DEPTH)[0]
+        self._arrays[f"received/{name}"] = yuv_to_rgb(first[1], bit_depth=BIT_DEPTH)[0]
+        self._arrays[f"decoded/{name}"] = np.asarray(result.decoded.y)[0]
+        self._arrays[f"bits/{name}"] = np.array([int(np.asarray(result.bits)[0]), bits])
+        if planned.weights is not None:
+            self._arrays[f"weights/{name}"] = np.asarray(planned.weights.planes.y)[0]
+
+    def write(self) -> None:
+        if self._arrays:
+            content = io.BytesIO()
+            np.savez_compressed(content, **self._arrays)  # type: ignore[arg-type]
+            write_atomically(self._path, content.getvalue())
+
+
+def method_options(method: Method) -> dict[str, Any]:
+    """A method's settings as JSON values, without ``qp`` and ``target``, which the sweep sets."""
+    if not dataclasses.is_dataclass(method):
+        return {}
+    fields = [field.name for field in dataclasses.fields(method) if field.name not in ("qp", "target")]
+    return {name: _describe(getattr(method, name)) for name in fields}
+
+
+def _describe(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, tuple | list):
+        return [_describe(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if hasattr(value, "shape"):
+        return _digest(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    leaves = jax.tree.leaves(value)
+    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+        return {"type": type(value).__name__, "sha256": _digest(*leaves)}
+    raise ValueError(
+        f"a method option of type {type(value).__name__} cannot be written into a results row; "
+        "use numbers, text, functions, arrays, or dataclasses of these"
+    )
+
+
+def _has_field(method: Method, name: str) -> bool:
+    return dataclasses.is_dataclass(method) and any(field.name == name for field in dataclasses.fields(method))
+
+
+def _check(
+    clips: Sequence[ClipLike],
+    modes: Sequence[Mode],
+    codecs: Sequence[Codec],
+    qps: Sequence[float],
+    methods: Sequence[Method],
+    config: str,
+    processes: int,
+) -> list[tuple[Mode, Method]]:
+    for what, given in (("clip", clips), ("mode", modes), ("codec", codecs), ("QP", qps), ("method", methods)):
+        if not given:
+            raise ValueError(f"no {what} was given; a sweep wants at least one clip, mode, codec, QP and method")
+    for what, names in (
+        ("clips", [clip.name for clip in clips]),
+        ("codecs", [codec.name for codec in codecs]),
+        ("methods", [canonical_json([m.name, method_options(m)]) for m in methods]),
+        ("QPs", [str(float(qp)) for qp in qps]),
+    ):
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{what} were given more than once: {', '.join(repeated)}; results rows tell them by name")
+    low, high = QP_RANGE
+    if outside := [qp for qp in qps if not low <= qp <= high]:
+        raise ValueError(f"QPs {outside} were given; wanted {low} to {high}, the specification's range")
+    if config not in CONFIGS:
+        raise ValueError(f"configuration {config!r} was given; known: {', '.join(CONFIGS)}")
+    if processes < 1:
+        raise ValueError(f"{processes} processes were asked for; wanted at least 1")
+    return combinations(modes, methods)
+
+
+def _source(clip: ClipLike) -> _Source:
+    check_frame(clip.frames)
+    samples = change_bit_depth(jax.tree.map(np.asarray, clip.frames), clip.bit_depth, BIT_DEPTH)
+    return _Source(clip.name, samples, float(clip.fps), _digest(*samples.planes))
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array)
+        digest.update(f"{values.shape}{values.dtype.str}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _batches(sources: list[_Source]) -> list[list[_Source]]:
+    """Clips of one size and chroma format together, in the given order, up to `PIXELS_PER_BATCH`."""
+    alike: dict[Any, list[list[_Source]]] = {}
+    for source in sources:
+        height, width = size_of(source.samples)
+        groups = alike.setdefault((height, width, len(source.samples.planes)), [[]])
+        if sum(num_frames(s.samples) for s in (*groups[-1], source)) * height * width > PIXELS_PER_BATCH and groups[-1]:
+            groups.append([])
+        groups[-1].append(source)
+    return [batch for groups in alike.values() for batch in groups]
+
+
+def _concatenate(frames: list[Frame]) -> Frame:
+    return jax.tree.map(lambda *planes: np.concatenate(planes), *frames)
+
+
+def _in_chunks(function: Any, samples: Frame, frames_per_call: int) -> Frame:
+    """Applies a compiled function to a few frames at a time, always the same number, so that it is compiled once."""
+    count = num_frames(samples)
+    size = max(1, min(frames_per_call, count))
+    parts = []
+    for start in range(0, count, size):
+        indices = np.minimum(np.arange(start, start + size), count - 1)
+        parts.append(jax.block_until_ready(function(jax.tree.map(lambda plane, i=indices: plane[i], samples))))
+    return jax.tree.map(lambda *planes: jnp.concatenate(planes)[:count], *parts)
+
+
+def _weights_of(weights: Weights | None, part: slice, total: int) -> Weights | None:
+    """A clip's share of the weights, as NumPy arrays; a single map serves all clips."""
+    if weights is None:
+        return None
+    single = num_frames(weights.planes) == 1 and total > 1
+    chosen = slice(0, 1) if single else part
+    return Weights(jax.tree.map(lambda plane: np.asarray(plane)[chosen], weights.planes), weights.applied_as)
+
+
+def _raise_if_disk_full(error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(
+            error.errno,
+            f"the disk is full ({error.filename or 'while encoding'}): points measured before are kept; "
+            "free some space and run the same command again",
+        ) from error
+
+
+# The output folder.
+
+
+def _configuration(sources: list[_Source], settings: _Settings) -> dict[str, Any]:
+    modes = {mode.name: mode for mode, _ in settings.pairs}
+    methods = {canonical_json([m.name, method_options(m)]): m for _, m in settings.pairs}
+    return {
+        "dataset": settings.dataset,
+        "clips": {
+            s.name: {
+                "width": size_of(s.samples)[1],
+                "height": size_of(s.samples)[0],
+                "frames": num_frames(s.samples),
+                "fps": s.fps,
+                "sha256": s.digest,
+            }
+            for s in sources
+        },
+        "modes": {
+            name: {"pre": mode.pre_hash, "post": mode.post_hash, "bits": mode.bits} for name, mode in modes.items()
+        },
+        "methods": [{"name": m.name, **method_options(m)} for m in methods.values()],
+        "codecs": [codec.name for codec in settings.codecs],
+        "config": settings.config,
+        "preset": settings.preset,
+        "qps": settings.qps,
+        "seed": settings.seed,
+        "coded_bit_depth": BIT_DEPTH,
+    }
+
+
+def _claim(out: Path, configuration: dict[str, Any]) -> None:
+    """Writes the manifest of a new folder; refuses a folder of another configuration."""
+    manifest = out / "manifest.json"
+    if manifest.exists():
+        try:
+            found = json.loads(manifest.read_text())["configuration"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{manifest} is no manifest of a sweep ({error}); choose another output folder, or move that file away"
+            ) from error
+        differing = sorted(_differences("", found, json.loads(canonical_json(configuration))))
+        if differing:
+            shown = "\n  ".join(differing[:12]) + ("\n  …" if len(differing) > 12 else "")
+            raise ValueError(
+                f"{out} holds a sweep of another configuration; choose another folder (points that both have come from "
+                f"the cache) or the same settings. Differing:\n  {shown}"
+            )
+    else:
+        _write_manifest(out, configuration, None)
+
+
+def _differences(name: str, found: Any, given: Any) -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(given, dict):
+        for key in sorted({*found, *given}):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(inner, found.get(key, "absent"), given.get(key, "absent"))
+    elif found != given:
+        yield f"{name}: {_short(found)} there, {_short(given)} now"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else canonical_json(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _write_manifest(out: Path, configuration: dict[str, Any], run: dict[str, Any] | None) -> None:
+    manifest = {
+        "configuration": configuration,
+        "versions": _versions(),
+        "machine": {
+            "system": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "devices": [str(d) for d in jax.devices()],
+        },
+        "run": run,
+    }
+    write_atomically(out / "manifest.json", json.dumps(manifest, indent=2).encode())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Versions that a point depends on, with a hash of the source code that makes it and the kind of device."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    device = jax.devices()[0]
+    digest = hashlib.sha256()
+    for module in (jaxwrap, jaxwrap.codecs, evaluate):
+        folder = Path(str(module.__file__)).parent
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return {**versions, "source": digest.hexdigest()[:16], "device": f"{device.platform}: {device.device_kind}"}
