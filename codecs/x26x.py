@@ -322,9 +322,9 @@ class X26x:
         )
 
 
-def find_encoders() -> dict[Encoder, str | None]:
-    """Version of each encoder in this PyAV build, None where it is missing: for ``jaxwrap doctor``."""
-    return {encoder: encoder_version(encoder) for encoder in ENCODERS}
+def find_encoders() -> list[tuple[Encoder, str]]:
+    """(name, version) of each encoder of this PyAV build, or (name, why it is missing): for ``jaxwrap doctor``."""
+    return [(e, X26x(e).version if encoder_version(e) else _missing(e)) for e in ENCODERS]
 
 
 @functools.cache
