@@ -217,21 +217,43 @@ def _block_sizes(block_sizes: Array | int, n: int) -> Array | int:
 
 def _code(frames: Frame, step: jax.Array, blocks: Array | int, bit_depth: int) -> tuple[Frame, jax.Array]:
     """(decoded frames, Σ log(1 + |Y|/q) ``[N]`` over all planes)."""
+    n = num_frames(frames)
+    decoded: list[jax.Array] = []
+    log_sums = jnp.zeros(n, jnp.float32)
+    for planes in _planes_by_size(frames):
+        count = planes.shape[0] // n
+        sizes = blocks if isinstance(blocks, int) else jnp.repeat(blocks, count)
+        coded, log_sum = _code_planes(planes, jnp.repeat(step, count), sizes, bit_depth)
+        coded = coded.reshape(n, count, *coded.shape[1:])
+        decoded += [coded[:, i] for i in range(count)]
+        log_sums = log_sums + jnp.sum(log_sum.reshape(n, count), axis=1)
+    return frame_of(decoded), log_sums
+
+
+def _planes_by_size(frames: Frame) -> list[jax.Array]:
+    """Luma, and where there is chroma, u and v as one batch ``[2N, H/2, W/2]``: half the program to compile.
+
+    u and v of a picture are neighbours there, so that a batch that is sharded over N stays so.
+    """
     check_frame(frames)
-    coded = [_code_plane(jnp.asarray(plane, jnp.float32), step, blocks, bit_depth) for plane in frames.planes]
-    log_sums = [log_sum for _, log_sum in coded]
-    return frame_of([decoded for decoded, _ in coded]), jnp.sum(jnp.stack(log_sums), axis=0)
+    y, *chroma = (jnp.asarray(plane, jnp.float32) for plane in frames.planes)
+    if not chroma:
+        return [y]
+    both = jnp.stack(chroma, axis=1)  # [N, 2, H/2, W/2]
+    return [y, both.reshape(-1, *both.shape[2:])]
 
 
-def _code_plane(plane: jax.Array, step: jax.Array, blocks: Array | int, bit_depth: int) -> tuple[jax.Array, jax.Array]:
-    h, w = plane.shape[1:]
+def _code_planes(
+    planes: jax.Array, step: jax.Array, blocks: Array | int, bit_depth: int
+) -> tuple[jax.Array, jax.Array]:
+    h, w = planes.shape[1:]
     top, middle = float(max_sample(bit_depth)), float(1 << (bit_depth - 1))
     if isinstance(blocks, int):
         size, basis = blocks, jnp.asarray(dct_matrix(blocks), jnp.float32)
     else:
         size, basis = LARGEST_BLOCK, jnp.asarray(block_dct_matrices())[jnp.searchsorted(jnp.array(BLOCK_SIZES), blocks)]
     pad_h, pad_w = -h % size, -w % size
-    x = jnp.pad(clip_to_range(plane, 0.0, top), ((0, 0), (0, pad_h), (0, pad_w)), mode="edge")
+    x = jnp.pad(clip_to_range(planes, 0.0, top), ((0, 0), (0, pad_h), (0, pad_w)), mode="edge")
     counted = jnp.ones((1, 1, 1), jnp.float32)
     if pad_h or pad_w:
         length = jnp.reshape(jnp.asarray(blocks, jnp.int32), (-1, 1))  # [N, 1] or [1, 1]
@@ -247,13 +269,15 @@ def _jpeg_bits(frames: Frame, step: jax.Array, bit_depth: int) -> jax.Array:
     frames, step = jax.lax.stop_gradient((frames, step))
     to_8_bits = 2.0 ** (8 - bit_depth)
     table = jnp.clip(round_half_away(step * to_8_bits), 1, MAX_STEP)
-    table = jnp.broadcast_to(table[:, None], (step.shape[0], 64))
-
-    def bits(plane: jax.Array) -> jax.Array:
-        samples = round_half_away(jnp.clip(jnp.asarray(plane, jnp.float32), 0.0, float(max_sample(bit_depth))))
-        return entropy_coded_bits(jnp.floor(samples * to_8_bits), table).astype(jnp.float32)
-
-    return jnp.sum(jnp.stack([bits(plane) for plane in frames.planes]), axis=0)
+    n = step.shape[0]
+    bits = jnp.zeros(n, jnp.int32)
+    for planes in _planes_by_size(frames):
+        count = planes.shape[0] // n
+        samples = round_half_away(jnp.clip(planes, 0.0, float(max_sample(bit_depth))))
+        tables = jnp.broadcast_to(jnp.repeat(table, count)[:, None], (n * count, 64))
+        plane_bits = entropy_coded_bits(jnp.floor(samples * to_8_bits), tables)
+        bits = bits + jnp.sum(plane_bits.reshape(n, count), axis=1)
+    return bits.astype(jnp.float32)
 
 
 def _floored(log_sum: jax.Array, frames: Frame) -> jax.Array:

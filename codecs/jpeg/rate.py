@@ -12,9 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxwrap.codecs.jpeg.dct import islow_dct
-from jaxwrap.codecs.jpeg.tables import AC_LENGTHS, DC_LENGTHS, END_OF_BLOCK, ZERO_RUN, ZIGZAG
+from jaxwrap.codecs.jpeg.tables import (
+    AC_LENGTHS,
+    AC_WORDS,
+    DC_LENGTHS,
+    DC_WORDS,
+    END_OF_BLOCK,
+    HEADER_NUM_BYTES,
+    ZERO_RUN,
+    ZIGZAG,
+)
 
 from jaxwrap.arrays import Array
+
+
+def jpeg_num_bytes(plane: Array, table: Array, *, exact: bool = True) -> jax.Array:
+    """File size ``[N]`` int32, in bytes, of the JPEG that libjpeg writes for each picture.
+
+    As Pillow saves it by default, `HEADER_NUM_BYTES` of headers included. ``exact`` builds the bit stream to count its
+    0xFF bytes, each of which is followed by a stuffed zero. Without, they are left out: the size is then up to 1.3 %
+    too small on photographs, never too large, and takes a twelfth of the time (measured on CPU: 3 ms per megapixel). A
+    float DCT in place of the integer one would save a tenth more and err by 0.1 % besides: there is no such variant.
+    """
+    levels = _quantise(plane, table)
+    if exact:
+        num_bits, num_stuffed = _bit_stream(levels)
+    else:
+        num_bits, num_stuffed = _ac_bits(levels) + _dc_bits(levels[0]), 0
+    return HEADER_NUM_BYTES + (num_bits + 7) // 8 + num_stuffed
 
 
 def entropy_coded_bits(plane: Array, table: Array) -> jax.Array:
@@ -100,3 +125,67 @@ def _ac_length(run: jax.Array, size: jax.Array) -> jax.Array:
     for value, word in _LONG_RUN_WORDS.items():
         long = jnp.where(size == value, word, long)
     return ((jnp.where(run < 8, short, long) >> ((run & 7) << 2)) & 15) + 1
+
+
+_MAX_ITEM_BITS = 26  # 16 of the Huffman code and 10 of the coefficient
+_WORD_BITS = 32
+
+
+def _bit_stream(levels: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(bits, number of 0xFF bytes) ``[N]`` of the stream, its last byte filled with ones as libjpeg does."""
+    length, value = _items(levels)  # [N, B, 64]
+    n = length.shape[0]
+    length, value = length.reshape(n, -1), value.reshape(n, -1)
+    num_bits = jnp.sum(length, axis=1)
+    padding = -num_bits % 8
+    length = jnp.concatenate([length, padding[:, None]], axis=1)
+    value = jnp.concatenate([value, (1 << padding[:, None]) - 1], axis=1).astype(jnp.uint32)
+    # Every item is shifted to its place in one or two big-endian words. Items do not overlap, so adding is joining.
+    start = jnp.cumsum(length, axis=1) - length
+    word, overhang = start // _WORD_BITS, start % _WORD_BITS + length - _WORD_BITS
+    crosses = overhang > 0
+    first = jnp.where(crosses, value >> _shift(overhang), value << _shift(-overhang))
+    second = jnp.where(crosses, value << _shift(_WORD_BITS - overhang), jnp.uint32(0))
+    num_words = length.shape[1] * _MAX_ITEM_BITS // _WORD_BITS + 2
+    picture = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[:, None], word.shape)
+    words = jnp.zeros((n, num_words), jnp.uint32)
+    words = words.at[picture, word].add(first, indices_are_sorted=True, mode="promise_in_bounds")
+    words = words.at[picture, word + 1].add(second, indices_are_sorted=True, mode="promise_in_bounds")
+    is_stuffed = [(words >> shift) & 255 == 255 for shift in (0, 8, 16, 24)]
+    return num_bits, sum(jnp.sum(byte, axis=1, dtype=jnp.int32) for byte in is_stuffed)
+
+
+def _shift(amount: jax.Array) -> jax.Array:
+    """A shift that is used only where it lies in 0…31, made valid elsewhere."""
+    return jnp.clip(amount, 0, _WORD_BITS - 1).astype(jnp.uint32)
+
+
+def _items(levels: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """What each coefficient adds to the stream: (length in bits, value), int32 ``[N, blocks, 64]`` in scan order.
+
+    Every zero has its place too: the sixteenth of a run that ends in a coefficient adds the run code, the first after
+    the last coefficient the end of block, all others nothing. So a block has exactly 64 items of at most 26 bits.
+    """
+    n = levels[0].shape[0]
+    level = jnp.stack(levels, axis=-1).reshape(n, -1, 64)  # [N, B, 64]
+    dc, ac = level[..., :1], level[..., 1:]
+    difference = jnp.diff(dc, axis=1, prepend=jnp.zeros((n, 1, 1), level.dtype))
+    dc_size = _size(difference)
+    position = jnp.broadcast_to(jnp.arange(1, 64, dtype=jnp.int32), ac.shape)
+    latest = jax.lax.cummax(jnp.where(ac != 0, position, 0), axis=2)  # of the coefficients up to and with this one
+    last = latest[..., -1:]
+    run = position - 1 - jnp.concatenate([jnp.zeros_like(last), latest[..., :-1]], axis=-1)
+    size = _size(ac)
+    symbol = jnp.where(ac != 0, 16 * (run % 16) + size, jnp.where(position < last, ZERO_RUN, END_OF_BLOCK))
+    present = (ac != 0) | ((position < last) & (run % 16 == 15)) | (position == last + 1)
+    ac_length = jnp.where(present, jnp.asarray(AC_LENGTHS)[symbol] + size, 0)
+    ac_value = jnp.where(present, (jnp.asarray(AC_WORDS)[symbol] << size) + _appended(ac, size), 0)
+    dc_length = jnp.asarray(DC_LENGTHS)[dc_size] + dc_size
+    dc_value = (jnp.asarray(DC_WORDS)[dc_size] << dc_size) + _appended(difference, dc_size)
+    return jnp.concatenate([dc_length, ac_length], axis=-1), jnp.concatenate([dc_value, ac_value], axis=-1)
+
+
+def _appended(level: jax.Array, size: jax.Array) -> jax.Array:
+    """The bits after the Huffman code: the level itself, or for a negative one the low bits of level − 1."""
+    level = level.astype(jnp.int32)
+    return jnp.where(level < 0, level + (1 << size) - 1, level)
