@@ -209,7 +209,7 @@ def _picture_of(frame: av.VideoFrame) -> Frame:
 
 
 def _as_yuv420(frames: Frame, bit_depth: int) -> Yuv420:
-    """Luma edge-padded to even sizes (chroma of odd sizes is rounded up already), neutral chroma where there is none."""
+    """Luma edge-padded to even sizes (chroma is rounded up already), neutral chroma where there is none."""
     _, h, w = frames.y.shape
     y = np.pad(frames.y, ((0, 0), (0, h % 2), (0, w % 2)), mode="edge")
     if isinstance(frames, Yuv420):
