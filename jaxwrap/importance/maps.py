@@ -1,13 +1,15 @@
-"""Importance maps: h = diag(Jᵀ M^½ Sᵀ S M^½ J), the sketched diagonal of how a receiver's output error depends on its samples.
+"""Importance maps: h = diag(Jᵀ M^½ Sᵀ S M^½ J), how much each sample's error matters to a receiver.
 
-A *receiver* r is any pure function from a `Frame` of real-valued samples ``[N, H, W]`` to a pytree of float arrays with the same
-leading axis N, frames independent of one another (a batch norm in training mode is not). J is its Jacobian at z, M the metric of its
-output, S a random sketch with E[Sᵀ S] = I (`jaxwrap.importance.sketch`). For a small coding error q of the samples,
-E[‖r(z + q) − r(z)‖²_M] ≈ Σ h_i q_i² when the entries of q are uncorrelated (WA-RDO section 3, equations 5 and 6).
+A *receiver* r is any pure function from a `Frame` of real-valued samples ``[N, H, W]`` to a pytree of float arrays
+with the same leading axis N, frames independent of one another (a batch norm in training mode is not). J is its
+Jacobian at z, M the metric of its output, S a random sketch with E[Sᵀ S] = I (`jaxwrap.importance.sketch`). For a
+small coding error q of the samples, E[‖r(z + q) − r(z)‖²_M] ≈ Σ h_i q_i² when the entries of q are uncorrelated
+(WA-RDO section 3, equations 5 and 6).
 
-Unit of h: squared unit of the metric per squared sample step. E[h] is the exact diagonal of Jᵀ M J, at any number of sketches.
-Relative standard deviation per sample: √(2/n_s) for Gaussian sketches; √(2 (1 − Σ J⁴ / (Σ J²)²) / n_s) for Rademacher ones,
-Σ over the outputs that depend on the sample; so 0 for a pointwise receiver, about .7 for a deep one at n_s = 4.
+Unit of h: squared unit of the metric per squared sample step. E[h] is the exact diagonal of Jᵀ M J, at any number of
+sketches. Relative standard deviation per sample: √(2/n_s) for Gaussian sketches; √(2 (1 − Σ J⁴ / (Σ J²)²) / n_s) for
+Rademacher ones, Σ over the outputs that depend on the sample; so 0 for a pointwise receiver, about .7 for a deep one
+at n_s = 4.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from jaxwrap.importance.sketch import SketchKind, check_sketch, sketch_row
 Receiver = Callable[[Frame], Any]
 
 Metric = Any
-"""Diagonal of M: None (1), a pytree of weights ≥ 0 that broadcast against the output (a prefix of its tree is enough), or a function
-from the output (as `jax.ShapeDtypeStruct`) to such a pytree, for example `yuv_metric`."""
+"""Diagonal of M: None (1), a pytree of weights ≥ 0 that broadcast against the output (a prefix of its tree is enough),
+or a function from the output (as `jax.ShapeDtypeStruct`) to such a pytree, for example `yuv_metric`."""
 
 BLOCK = 16
 """Side, in luma samples, of the blocks whose mean has a standard error of its own (an encoder acts on such blocks)."""
@@ -39,9 +41,10 @@ BLOCK = 16
 class ImportanceMap:
     """A sketched diagonal and how far to trust it.
 
-    ``h``: like z, ≥ 0, float32 or wider. ``standard_error``: of each sample of h, like z. ``block_standard_error``: of the means of h
-    over 16×16 luma blocks and the chroma blocks at the same place, ``[N, ⌈H/16⌉, ⌈W/16⌉]`` per plane; blocks cut by the right or
-    lower edge are filled by replication. Both errors come from the spread between sketches, and are None when ``sketches`` is 1.
+    ``h``: like z, ≥ 0, float32 or wider. ``standard_error``: of each sample of h, like z. ``block_standard_error``: of
+    the means of h over 16×16 luma blocks and the chroma blocks at the same place, ``[N, ⌈H/16⌉, ⌈W/16⌉]`` per plane;
+    blocks cut by the right or lower edge are filled by replication. Both errors come from the spread between sketches,
+    and are None when ``sketches`` is 1.
     """
 
     h: Frame
@@ -65,9 +68,11 @@ def frame_mean(frame: Frame) -> jax.Array:
 
 
 def yuv_metric(output: Frame) -> Frame:
-    """Weights that make ‖e‖²_M the YUV mean square error (6 MSE_Y + MSE_U + MSE_V) / 8 (SNW section 4); in 4:0:0, MSE_Y.
+    """Weights that make ‖e‖²_M the YUV mean square error (6 MSE_Y + MSE_U + MSE_V) / 8 (SNW section 4); in 4:0:0,
+    MSE_Y.
 
-    Takes the receiver's output (shapes are enough) and gives one scalar per plane: 6, 1, 1 over 8 times the plane's samples.
+    Takes the receiver's output (shapes are enough) and gives one scalar per plane: 6, 1, 1 over 8 times the plane's
+    samples.
     """
     shares = (1.0,) if len(output.planes) == 1 else (0.75, 0.125, 0.125)
     return frame_of([s / (p.shape[1] * p.shape[2]) for s, p in zip(shares, output.planes, strict=True)])
@@ -85,9 +90,9 @@ def importance_map(
 ) -> ImportanceMap:
     """Sketched diagonal of ``receiver`` at z, for every frame of the batch at once.
 
-    Cost: one forward pass and ``sketches`` backward passes (input gradients only) that share it. Traced and compiled once per
-    receiver and shape, whatever the number of sketches; pass parameters that change as ``jax.tree_util.Partial(f, parameters)`` to keep
-    the compiled code when they do.
+    Cost: one forward pass and ``sketches`` backward passes (input gradients only) that share it. Traced and compiled
+      once per receiver and shape, whatever the number of sketches; pass parameters that change as
+      ``jax.tree_util.Partial(f, parameters)`` to keep the compiled code when they do.
 
     Args:
       receiver: pure function, samples → pytree of float arrays ``[N, …]``.
@@ -99,9 +104,9 @@ def importance_map(
       frame_offset: number in the sequence of the batch's first frame.
 
     Raises:
-      ValueError: unknown sketch, fewer than 1 sketch, an output that is not float or has another leading axis, a metric that does not
-        fit or is negative; and, unless traced by an outer `jax.jit`, NaN or infinity in z, output or map, and frames whose output
-        does not depend on z.
+      ValueError: unknown sketch, fewer than 1 sketch, an output that is not float or has another leading axis, a
+        metric that does not fit or is negative; and, unless traced by an outer `jax.jit`, NaN or infinity in z, output
+        or map, and frames whose output does not depend on z.
     """
     check_sketch(sketch, sketches)
     check_frame(z)
@@ -115,8 +120,9 @@ def importance_map(
     y, pullback = _linearise(function, z)
     _check_finite(y, "the receiver's output", frame_offset)
     state = _start(z)
-    # A loop out here, not in the compiled code: XLA's convolutions are several times slower inside a while loop on CPU, and an unrolled
-    # loop compiles anew for every number of sketches. The linearisation crosses the border as an ordinary pytree.
+    # A loop out here, not in the compiled code: XLA's convolutions are several times slower inside a while loop on
+    # CPU, and an unrolled loop compiles anew for every number of sketches. The linearisation crosses the border as an
+    # ordinary pytree.
     for i in range(sketches):
         state = _add_sketch(pullback, state, key, i, frame_offset, y, root, kind=sketch)
     result = _finish(state, sketches)
@@ -132,7 +138,7 @@ def _linearise(function: jax.tree_util.Partial, z: Frame) -> tuple[Any, Any]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Spread:
-    """Running mean and sum of squared deviations (Welford): exactly 0 deviation for equal values, unlike E[x²] − E[x]²."""
+    """Running mean and sum of squared deviations (Welford): equal values deviate by exactly 0, unlike E[x²] − E[x]²."""
 
     mean: Frame
     deviations: Frame
@@ -202,18 +208,20 @@ def batched_importance_maps(
     metric: Callable[[Any], Any] | None = None,
     sketch: SketchKind = "rademacher",
 ) -> list[ImportanceMap]:
-    """Maps of pictures of different sizes in one batch: padded to a common size, padding masked out of the metric, maps cropped back.
+    """Maps of pictures of different sizes in one batch: padded to a common size, padding masked out of the metric,
+    maps cropped back.
 
-    Output arrays of three axes or more are taken as ``[N, H', W', …]``, H' and W' in proportion to z; the part that belongs to the
-    padding has weight 0. Smaller outputs (class scores) count whole, and see the padding. A picture's edge meets replicated samples
-    instead of the receiver's own border rule, so its map differs from the one alone within half a receptive field of the right and
-    lower edges. The work grows with the largest height times the largest width: group pictures of similar size.
+    Output arrays of three axes or more are taken as ``[N, H', W', …]``, H' and W' in proportion to z; the part that
+    belongs to the padding has weight 0. Smaller outputs (class scores) count whole, and see the padding. A picture's
+    edge meets replicated samples instead of the receiver's own border rule, so its map differs from the one alone
+    within half a receptive field of the right and lower edges. The work grows with the largest height times the
+    largest width: group pictures of similar size.
 
     Args:
       make_receiver: (luma height, luma width of the padded batch) → receiver for frames of that size.
       zs: frames of one chroma format, each with N ≥ 1 pictures; frames are numbered through in this order for ``key``.
-      metric: function from an output of one frame (as `jax.ShapeDtypeStruct`, at the picture's own size) to weights, such as
-        `yuv_metric`; None for 1.
+      metric: function from an output of one frame (as `jax.ShapeDtypeStruct`, at the picture's own size) to weights,
+        such as `yuv_metric`; None for 1.
 
     Returns:
       One map per member of ``zs``, at its own size. Errors as in `importance_map`.
@@ -274,7 +282,7 @@ def _index(frame: Frame, index: Any) -> Frame:
 
 
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
-    """Makes a function an argument that `jax.jit` takes: compiled code is kept for equal functions, parameters in a Partial are traced."""
+    """A function as an argument for `jax.jit`: equal ones share compiled code, a Partial's parameters are traced."""
     if isinstance(function, jax.tree_util.Partial):
         return function
     try:
@@ -311,12 +319,13 @@ def _check_output(output: Any, num: int) -> None:
 
 
 def _map_prefix(function: Callable[..., Any], prefix: Any, tree: Any, *more: Any) -> Any:
-    """Maps over ``tree`` (and ``more`` like it); each leaf of ``prefix`` serves the whole subtree that stands in its place."""
+    """Maps over ``tree`` (and ``more`` like it); a leaf of ``prefix`` serves the whole subtree in its place."""
+    structure: Any = jax.tree.structure(prefix)
     try:
-        below = jax.tree.structure(prefix).flatten_up_to(tree)
+        below = structure.flatten_up_to(tree)
     except ValueError as error:
         raise ValueError(
-            f"the metric is a {jax.tree.structure(prefix)}, the receiver's output a {jax.tree.structure(tree)}: "
+            f"the metric is a {structure}, the receiver's output a {jax.tree.structure(tree)}: "
             "give the same tree, a prefix of it, or a function of the output"
         ) from error
     spread = [leaf for leaf, part in zip(jax.tree.leaves(prefix), below, strict=True) for _ in jax.tree.leaves(part)]
@@ -332,7 +341,7 @@ def root_metric(metric: Metric, output: Any) -> Any:
         shape = np.shape(weight)
         if len(shape) > leaf.ndim or any(m not in (1, n) for m, n in zip(shape[::-1], leaf.shape[::-1], strict=False)):
             raise ValueError(
-                f"a metric of shape {shape} was given for a receiver's output of shape {leaf.shape}: it must broadcast against it"
+                f"a metric of shape {shape} was given for an output of shape {leaf.shape}: it must broadcast against it"
             )
         if not isinstance(weight, jax.core.Tracer):
             values = np.asarray(weight)
@@ -367,7 +376,7 @@ def _check_map(h: Frame, frame_offset: int) -> None:
     dead = np.asarray(frame_mean(h)) == 0
     if dead.any():
         raise ValueError(
-            f"the receiver's output does not depend on z in {_frames(dead, frame_offset)}: its Jacobian is 0 everywhere "
+            f"the receiver's output does not depend on z in {_frames(dead, frame_offset)}: its Jacobian is 0 "
             "(a stop_gradient or a rounding inside, saturated activations, or a metric of zeros)"
         )
 

@@ -1,10 +1,10 @@
 """Random sketches S of a receiver's output, as linear operators: S ∈ R^{n_s × n_f} per frame, E‖S v‖² = ‖v‖².
 
-S = [s₁ … s_{n_s}]ᵀ / √n_s with independent s_i, E[s_i s_iᵀ] = I (WA-RDO section 3, "Jacobian approximation"). A vector v is any
-pytree of float arrays with a leading axis N of frames; every frame has a sketch of its own.
+S = [s₁ … s_{n_s}]ᵀ / √n_s with independent s_i, E[s_i s_iᵀ] = I (WA-RDO section 3, "Jacobian approximation"). A vector
+v is any pytree of float arrays with a leading axis N of frames; every frame has a sketch of its own.
 
-Keys: row i of frame n is drawn from ``fold_in(fold_in(key, n), i)``, n counted from the start of the sequence. So a frame's sketch
-does not depend on the batch, chunk, device or run that it was drawn in.
+Keys: row i of frame n is drawn from ``fold_in(fold_in(key, n), i)``, n counted from the start of the sequence. So a
+frame's sketch does not depend on the batch, chunk, device or run that it was drawn in.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def sketch_row(
 
     ``like``: arrays or `jax.ShapeDtypeStruct`. ``frame_offset``: number in the sequence of the batch's first frame.
     """
-    leaves, treedef = jax.tree.flatten(like)
+    leaves: list[Any] = jax.tree.leaves(like)
 
     def one_frame(frame: jax.Array) -> list[jax.Array]:
         row_key = jax.random.fold_in(jax.random.fold_in(key, frame), index)
@@ -44,7 +44,7 @@ def sketch_row(
         ]
 
     frames = jnp.arange(leaves[0].shape[0]) + frame_offset
-    return treedef.unflatten(jax.vmap(one_frame)(frames))
+    return jax.tree.unflatten(jax.tree.structure(like), jax.vmap(one_frame)(frames))
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype: Any, kind: SketchKind) -> jax.Array:

@@ -1,8 +1,8 @@
 """From importance maps h to the weights w of an encoder's distortion Σ w q²: w = (h / mean(h) + α) / (1 + α), mean 1.
 
-The divisor is one mean over all samples of all planes, without padding, so that the encoder keeps its own λ: with D = Σ (h + τ) q²,
-τ = α mean(h) and λ = (mean(h) + τ) λ_SSE (WA-RDO section 3, its norm read as a mean), dividing D + λ R by mean(h) + τ leaves
-Σ w q² + λ_SSE R. α → ∞ is plain SSE.
+The divisor is one mean over all samples of all planes, without padding, so that the encoder keeps its own λ: with D =
+Σ (h + τ) q², τ = α mean(h) and λ = (mean(h) + τ) λ_SSE (WA-RDO section 3, its norm read as a mean), dividing D + λ R
+by mean(h) + τ leaves Σ w q² + λ_SSE R. α → ∞ is plain SSE.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from jaxwrap.codec import Weights
 from jaxwrap.importance.maps import ImportanceMap, frame_mean
 
 DEFAULT_ALPHA = 1.0
-"""SSE share α of the weights: half importance, half uniform. A plain start, not yet fitted: tune it on training data."""
+"""α of the weights: half importance, half plain SSE. A starting point, not yet fitted on training data."""
 
 Scope = Literal["frame", "sequence"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class MapError(ValueError):
-    """A map that cannot weight this frame: wrong size, chroma format or number, or values that are negative, NaN or all 0."""
+    """Not a map for these frames: wrong size, format or number; or values that are negative, NaN or all 0."""
 
 
 def importance_weights(
@@ -35,13 +35,14 @@ def importance_weights(
     scope: Scope = "frame",
     applied_as: Literal["distortion", "qp_offset"] = "distortion",
 ) -> Weights:
-    """Normalised weights of raw maps h, ``[N, H, W]`` per plane, all samples of which count in the mean (crop padding off first).
+    """Normalised weights of raw maps h, ``[N, H, W]`` per plane, all samples of which count in the mean (crop padding
+    off first).
 
     Args:
       importance: a map or its h; N maps, or 1 that serves all frames.
       alpha: α ≥ 0, the share of plain SSE; 0 follows the map alone.
-      scope: ``"frame"`` divides each map by its own mean, which removes importance *between* frames; ``"sequence"`` divides all by
-        one mean and keeps it.
+      scope: ``"frame"`` divides each map by its own mean, which removes importance *between* frames; ``"sequence"``
+        divides all by one mean and keeps it.
       applied_as: how an encoder is to use the weights, see `jaxwrap.codec.Weights`.
 
     Raises:
@@ -60,16 +61,18 @@ def importance_weights(
 
 
 def average_map(maps: ImportanceMap | Frame) -> Frame:
-    """Frozen map of FWA-RDO: the mean of raw maps over their frames, ``[1, H, W]`` per plane (average first, normalise after)."""
+    """Frozen map of FWA-RDO: the mean of raw maps over frames, ``[1, H, W]`` per plane; normalise it afterwards."""
     h = maps.h if isinstance(maps, ImportanceMap) else maps
     check_map(h)
     return jax.tree.map(lambda p: jnp.asarray(p).mean(0, keepdims=True), h)
 
 
 def check_map(planes: Frame, like: Frame | None = None) -> None:
-    """Raises `MapError` unless ``planes`` is a map: finite, ≥ 0, not all 0 in any picture; and fits the frames ``like``, if given.
+    """Raises `MapError` unless ``planes`` is a map: finite, ≥ 0, not all 0 in any picture; and fits the frames
+    ``like``, if given.
 
-    A map fits frames of its chroma format and size when it holds 1 map or one per frame. Values are not looked at under `jax.jit`.
+    A map fits frames of its chroma format and size when it holds 1 map or one per frame. Values are not looked at
+    under `jax.jit`.
     """
     try:
         check_frame(planes)
@@ -95,14 +98,14 @@ def check_map(planes: Frame, like: Frame | None = None) -> None:
 def _check_fit(planes: Frame, like: Frame) -> None:
     if type(planes) is not type(like):
         raise MapError(
-            f"importance map: {type(planes).__name__} planes were given for {type(like).__name__} frames; map those frames"
+            f"importance map: {type(planes).__name__} was given for {type(like).__name__} frames; map those frames"
         )
     (h, w), (height, width) = size_of(planes), size_of(like)
     if (h, w) != (height, width):
         raise MapError(
-            f"importance map: its size is {w}×{h}, the frames' {width}×{height}; map the frames that are coded"
+            f"importance map: {w}×{h} was given for frames of {width}×{height}; map the frames that are coded"
         )
     if planes.y.shape[0] not in (1, like.y.shape[0]):
         raise MapError(
-            f"importance map: {planes.y.shape[0]} maps were given for {like.y.shape[0]} frames; wanted 1, or one per frame"
+            f"importance map: {planes.y.shape[0]} maps given for {like.y.shape[0]} frames; wanted 1, or one per frame"
         )

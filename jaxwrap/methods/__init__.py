@@ -2,7 +2,7 @@
 
 from jaxwrap.methods.dqp import Dqp
 from jaxwrap.methods.plan import Method, Plan
-from jaxwrap.methods.refine import Refine, Refined, refine
+from jaxwrap.methods.refine import Refine, Refined, refine_samples
 from jaxwrap.methods.sse import Sse
 
 METHODS: dict[str, type[Sse] | type[Dqp] | type[Refine]] = {method.name: method for method in (Sse, Dqp, Refine)}
@@ -16,4 +16,4 @@ def method_class(name: str) -> type[Sse] | type[Dqp] | type[Refine]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Dqp", "Method", "Plan", "Refine", "Refined", "Sse", "method_class", "refine"]
+__all__ = ["METHODS", "Dqp", "Method", "Plan", "Refine", "Refined", "Sse", "method_class", "refine_samples"]

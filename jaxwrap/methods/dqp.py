@@ -1,8 +1,9 @@
 """Method ``dqp``: an importance map steers a stock encoder through the QP of its blocks, ΔQP = −3 log₂ w.
 
-From Δ² ∝ 2^(QP/3): a block whose errors weigh w times as much takes a quantiser step √w times finer, so that w D has the same slope
-everywhere. The encoder moves λ along with the step; weighted RDO at a fixed QP (WA-RDO) is another method. As the mean of w is 1, the
-mean of ΔQP is ≥ 0: the rate at a nominal QP falls a little, so compare over curves, never at equal QP.
+From Δ² ∝ 2^(QP/3): a block whose errors weigh w times as much takes a quantiser step √w times finer, so that w D has
+the same slope everywhere. The encoder moves λ along with the step; weighted RDO at a fixed QP (WA-RDO) is another
+method. As the mean of w is 1, the mean of ΔQP is ≥ 0: the rate at a nominal QP falls a little, so compare over curves,
+never at equal QP.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from jaxwrap.methods.plan import Plan
 class Dqp:
     """Importance map → weights w → QP offsets of the encoder's blocks.
 
-    ``sketches``, ``metric``, ``sketch``: as in `importance_map`. ``alpha``, ``scope``: as in `importance_weights`. ``strength`` s raises
-    the weights to w^s, renormalised to mean 1; 1 is the rule above, 0 is plain SSE. ``map``: a map made before (`ImportanceMap` or its
-    h, 1 or N maps), used instead of a new one: neither receiver nor key is then looked at.
+    ``sketches``, ``metric``, ``sketch``: as in `importance_map`. ``alpha``, ``scope``: as in `importance_weights`.
+    ``strength`` s raises the weights to w^s, renormalised to mean 1; 1 is the rule above, 0 is plain SSE. ``map``: a
+    map made before (`ImportanceMap` or its h, 1 or N maps), used instead of a new one: neither receiver nor key is
+    then looked at.
     """
 
     name: ClassVar[str] = "dqp"
@@ -48,7 +50,8 @@ class Dqp:
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
         """z as it is, with weights for the encoder's QP offsets.
 
-        Raises `ValueError` as `importance_map` does (a key is needed unless ``map`` is given), and `MapError` if ``map`` does not fit z.
+        Raises `ValueError` as `importance_map` does (a key is needed unless ``map`` is given), and `MapError` if
+        ``map`` does not fit z.
         """
         importance = self.map
         if importance is not None:

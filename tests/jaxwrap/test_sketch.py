@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxwrap.importance.sketch import SKETCHES, Sketch, sketch_row
+
+KEY = jax.random.key(7)
+OUTPUT = {"a": jax.ShapeDtypeStruct((3, 4, 5), jnp.float32), "b": jax.ShapeDtypeStruct((3, 7), jnp.float32)}
+
+
+def output_of(seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.standard_normal(s.shape), s.dtype) for name, s in OUTPUT.items()}
+
+
+def as_matrix(tree: dict[str, jax.Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf).reshape(3, -1) for leaf in jax.tree.leaves(tree)], axis=1)
+
+
+@pytest.mark.parametrize("kind", SKETCHES)
+def test_rows_have_identity_covariance(kind) -> None:
+    rows = np.stack([as_matrix(sketch_row(KEY, i, OUTPUT, kind=kind)) for i in range(400)])  # [400, 3, 27]
+    rows = rows.reshape(-1, 27)
+    # 1200 draws: an entry of the sample covariance has a standard deviation of at most √(2/1200) = .041; 6 of them.
+    np.testing.assert_allclose(rows.T @ rows / len(rows), np.eye(27), atol=0.25)
+
+
+@pytest.mark.parametrize("kind", SKETCHES)
+def test_norm_is_preserved_in_the_mean(kind) -> None:
+    v = output_of(1)
+    sketched = np.asarray(Sketch(KEY, OUTPUT, rows=512, kind=kind).mv(v))  # [3, 512]
+    exact = (as_matrix(v) ** 2).sum(1)
+    spread = np.std(sketched**2 * 512, axis=1) / np.sqrt(512)
+    np.testing.assert_array_less(np.abs((sketched**2).sum(1) - exact), 4 * spread)
+
+
+@pytest.mark.parametrize("kind", SKETCHES)
+def test_transpose_is_the_adjoint(kind) -> None:
+    sketch, v = Sketch(KEY, OUTPUT, rows=5, kind=kind), output_of(2)
+    u = jnp.asarray(np.random.default_rng(3).standard_normal((3, 5)), jnp.float32)
+    left = (np.asarray(sketch.mv(v)) * np.asarray(u)).sum(1)
+    right = (as_matrix(v) * as_matrix(sketch.transpose_mv(u))).sum(1)
+    np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frames_sketch_does_not_depend_on_its_batch() -> None:
+    whole = sketch_row(KEY, 2, OUTPUT)
+    alone = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype), OUTPUT)
+    part = sketch_row(KEY, 2, alone, frame_offset=1)
+    jax.tree.map(lambda w, p: np.testing.assert_array_equal(w[1:2], p), whole, part)
+
+
+def test_rows_frames_leaves_and_keys_differ() -> None:
+    like = [jax.ShapeDtypeStruct((2, 64), jnp.float32)] * 2
+    draws = [sketch_row(k, i, like)[leaf][n] for k in (KEY, jax.random.key(8)) for i in (0, 1) for leaf in (0, 1) for n in (0, 1)]
+    assert len({np.asarray(d).tobytes() for d in draws}) == 16
+
+
+def test_rademacher_gives_signs_of_the_outputs_dtype() -> None:
+    row = sketch_row(KEY, 0, jax.ShapeDtypeStruct((2, 33), jnp.bfloat16))
+    assert row.dtype == jnp.bfloat16
+    assert set(np.unique(np.asarray(row, np.float32))) == {-1.0, 1.0}
+
+
+def test_unknown_sketches_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="hadamard.*rademacher, gaussian"):
+        Sketch(KEY, OUTPUT, rows=4, kind="hadamard")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="0 sketches"):
+        Sketch(KEY, OUTPUT, rows=0)
