@@ -119,7 +119,7 @@ class X26x:
     Configurations: ``intra`` codes every picture by itself; ``lowdelay`` one I picture, then P pictures;
     ``randomaccess`` an I picture at the multiple of 8 nearest to one second (open GOP), with the preset's own B
     pictures between. All pictures have the same QP. Psycho-visual options are off (``tune=psnr``). ``preset`` in the
-    request is one of `PRESETS`; ``qp`` is a whole number in `QP_RANGE`.
+    request is one of `PRESETS`; ``qp`` is a whole number in `QP_RANGE` (x264 at 8 bits: not 0, its lossless mode).
 
     The same request gives the same bytes; another number of ``threads`` may give other ones, so it is part of
     `version`.
@@ -182,9 +182,12 @@ class X26x:
             raise ValueError(
                 f"{self.name} was given {width}×{height} frames; it takes {MIN_SIZE}×{MIN_SIZE} or more: pad them first"
             )
-        low, high = QP_RANGE
+        # x264's 8-bit QP 0 is its lossless mode: another profile, without a quantiser and without a map.
+        low, high = QP_RANGE[0] + (self._encoder == "x264" and request.bit_depth == 8), QP_RANGE[1]
         if request.qp is None or not low <= request.qp <= high or request.qp != int(request.qp):
-            raise ValueError(f"QP {request.qp} was given; {self.name} takes whole numbers from {low} to {high}")
+            raise ValueError(
+                f"QP {request.qp} was given; {self.name} at {request.bit_depth} bits takes whole numbers {low} … {high}"
+            )
         if request.config not in CONFIGS:
             raise ValueError(f"configuration {request.config!r} was given; known: {', '.join(CONFIGS)}")
         if request.preset is not None and request.preset not in PRESETS:

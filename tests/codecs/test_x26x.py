@@ -118,12 +118,30 @@ def realised_qps(header: bytes, packets: list[tuple[int, bytes]], shape: tuple[i
     return np.stack(maps)
 
 
-@pytest.mark.parametrize(("bit_depth", "qp"), [(8, 0), (8, 27), (10, 22), (10, 51)])
+@pytest.mark.parametrize(("bit_depth", "qp"), [(8, 10), (8, 27), (10, 22), (10, 51)])
 def test_every_macroblock_of_x264_has_the_requested_qp(bit_depth, qp, monkeypatch):
     frames = frame_of([p * (2**bit_depth / 1024) for p in noise(64, 64, 4).planes])
     request = EncodeRequest(qp=qp, config="lowdelay", bit_depth=bit_depth)
     _, header, packets = captured_stream(X26x("x264"), frames, request, monkeypatch)
     assert np.unique(realised_qps(header, packets, (4, 4))).tolist() == [qp + 6 * (bit_depth - 8)]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "bit_depth", "qp"), [("x264", 8, 1), ("x264", 10, 0), ("x265", 8, 0), ("x265", 10, 0)]
+)
+def test_the_lowest_qp_still_follows_a_map(encoder, bit_depth, qp):
+    frames = moving_picture(1, chroma=Yuv400, bit_depth=bit_depth, height=64, width=64)
+    _, weights = checkerboard(32, (64, 64))
+    plain, weighted = (
+        X26x(encoder).encode(frames, EncodeRequest(qp=qp, bit_depth=bit_depth, weights=w))
+        for w in (None, Weights(Yuv400(weights), "qp_offset"))
+    )
+    assert weighted.bits[0] != plain.bits[0]
+
+
+def test_the_lossless_mode_of_eight_bit_x264_is_not_taken_for_qp_zero():
+    with pytest.raises(ValueError, match="x264 at 8 bits takes whole numbers 1 … 51"):
+        X26x("x264").encode(SMALL, EncodeRequest(qp=0, bit_depth=8))
 
 
 def test_intra_slices_of_x264_without_weights_equal_its_own_constant_qp_mode(monkeypatch):
@@ -266,7 +284,7 @@ def test_a_lost_picture_is_refused(monkeypatch):
 SMALL = moving_picture(1, height=16, width=16)
 BAD_REQUESTS = [
     ({"qp": None}, "QP None"),
-    ({"qp": 52}, "whole numbers from 0 to 51"),
+    ({"qp": 52}, "takes whole numbers"),
     ({"qp": -1}, "QP -1"),
     ({"qp": 30.5}, r"QP 30\.5"),
     ({"config": "allintra"}, "intra, lowdelay, randomaccess"),
