@@ -166,7 +166,8 @@ def _transform_code_forward(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     q = step[:, None, None]
     y = _transform(x, basis)
-    decoded = _transform(round_half_away(y / q) * q, jnp.swapaxes(basis, -1, -2))
+    levels = jnp.asarray(round_half_away(y / q))
+    decoded = _transform(levels * q, jnp.swapaxes(basis, -1, -2))
     log_sum = jnp.sum(jnp.log1p(jnp.abs(y) / q) * counted, axis=(1, 2))
     return (decoded, log_sum), (y, decoded - x, q, basis, counted)
 

@@ -38,7 +38,8 @@ def jpeg_num_bytes(plane: Array, table: Array, *, exact: bool = True) -> jax.Arr
     if exact:
         num_bits, num_stuffed = _bit_stream(levels)
     else:
-        num_bits, num_stuffed = _ac_bits(levels) + _dc_bits(levels[0]), 0
+        num_bits = _ac_bits(levels) + _dc_bits(levels[0])
+        num_stuffed = jnp.zeros_like(num_bits)
     return HEADER_NUM_BYTES + (num_bits + 7) // 8 + num_stuffed
 
 
@@ -151,8 +152,8 @@ def _bit_stream(levels: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     words = jnp.zeros((n, num_words), jnp.uint32)
     words = words.at[picture, word].add(first, indices_are_sorted=True, mode="promise_in_bounds")
     words = words.at[picture, word + 1].add(second, indices_are_sorted=True, mode="promise_in_bounds")
-    is_stuffed = [(words >> shift) & 255 == 255 for shift in (0, 8, 16, 24)]
-    return num_bits, sum(jnp.sum(byte, axis=1, dtype=jnp.int32) for byte in is_stuffed)
+    in_bytes = jax.lax.bitcast_convert_type(words, jnp.uint8)  # [N, words, 4]; their order within a word is no matter
+    return num_bits, jnp.sum(in_bytes == 255, axis=(1, 2), dtype=jnp.int32)
 
 
 def _shift(amount: jax.Array) -> jax.Array:
