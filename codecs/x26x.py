@@ -60,6 +60,9 @@ PRESETS = (
 )
 """Effort levels that both encoders name alike; the default is ``medium``."""
 
+# From subme=10 on x264 searches each macroblock's QP by rate and distortion as soon as adaptive quantisation is on.
+_QP_SEARCHING_PRESETS = ("veryslow", "placebo")
+
 MIN_SIZE = 16
 """Smallest width and height taken, in luma samples: one macroblock. (x265 refuses less.)"""
 
@@ -220,6 +223,8 @@ class X26x:
             params += f":keyint={max(8, 8 * round(request.fps / 8))}:open-gop=1"
         if self._encoder == "x264":
             params += f":threads={self._threads}"
+            if request.preset in _QP_SEARCHING_PRESETS:
+                params += ":subme=9"
         else:
             params += ":frame-threads=1" + (":pools=none:no-wpp=1" if self._threads == 1 else f":pools={self._threads}")
         return {

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from jaxwrap.codecs import x26x
-from jaxwrap.codecs.x26x import ENCODERS, X26x, encoder_version, find_encoders, qp_offsets
+from jaxwrap.codecs.x26x import ENCODERS, PRESETS, X26x, encoder_version, find_encoders, qp_offsets
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, frame_of
 from jaxwrap.codec import CONFIGS, EncodeRequest, Weights
@@ -118,10 +118,13 @@ def realised_qps(header: bytes, packets: list[tuple[int, bytes]], shape: tuple[i
     return np.stack(maps)
 
 
-@pytest.mark.parametrize(("bit_depth", "qp"), [(8, 20), (8, 27), (10, 22), (10, 51)])
-def test_every_macroblock_of_x264_has_the_requested_qp(bit_depth, qp, monkeypatch):
+@pytest.mark.parametrize(
+    ("bit_depth", "qp", "preset"),
+    [(8, 20, None), (8, 27, None), (10, 22, None), (10, 51, None), *((10, 32, p) for p in PRESETS)],
+)
+def test_every_macroblock_of_x264_has_the_requested_qp(bit_depth, qp, preset, monkeypatch):
     frames = frame_of([p * (2**bit_depth / 1024) for p in noise(64, 64, 4).planes])
-    request = EncodeRequest(qp=qp, config="lowdelay", bit_depth=bit_depth)
+    request = EncodeRequest(qp=qp, config="lowdelay", bit_depth=bit_depth, preset=preset)
     _, header, packets = captured_stream(X26x("x264"), frames, request, monkeypatch)
     assert np.unique(realised_qps(header, packets, (4, 4))).tolist() == [qp + 6 * (bit_depth - 8)]
 
