@@ -89,12 +89,44 @@ def pareto_front(rate: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """
     rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
     if rates.shape != qualities.shape or rates.ndim != 1:
-        raise ValueError(
-            f"rates of shape {rates.shape} and qualities of shape {qualities.shape}; wanted equal lengths"
-        )
+        raise ValueError(f"rates of shape {rates.shape} and qualities of shape {qualities.shape}; wanted equal lengths")
     order = np.lexsort((np.arange(rates.size), -qualities, rates))
     best = np.maximum.accumulate(np.concatenate([[-np.inf], qualities[order]]))[:-1]
     return order[qualities[order] > best]
+
+
+def upper_envelope(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[tuple[int, int]]:
+    """Points of several (rate, quality) curves that no curve beats, as (curve, point) in the order of the rate.
+
+    A point stays if it is Pareto-optimal, and no other curve, interpolated between its own points over the logarithm of
+    the rate (pchip), reaches a higher quality at its rate. The second condition is ours: with a few QPs per mode,
+    `pareto_front` keeps points that lie below what the other mode gives at a QP between two measured ones, and an
+    encoder that may choose would seem to lose by having the choice. Raises `ValueError` for a rate that is not
+    positive; points of one curve that are not Pareto-optimal within it are left out.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    candidates: list[tuple[float, float, int, int]] = []
+    functions = []
+    for c, (rate, quality) in enumerate(curves):
+        rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
+        if not (rates > 0).all():
+            raise ValueError(
+                "a rate that is not positive was given; the envelope is taken over the logarithm of the rate"
+            )
+        own = pareto_front(rates, qualities)
+        candidates += [(float(rates[i]), float(qualities[i]), c, int(i)) for i in own]
+        x = np.log(rates[own])
+        functions.append(PchipInterpolator(x, qualities[own], extrapolate=False) if own.size > 1 else None)
+
+    def beaten(rate: float, quality: float, curve: int) -> bool:
+        # Outside of its own points an interpolant is NaN, which beats nothing.
+        others = (f for c, f in enumerate(functions) if c != curve and f is not None)
+        return any(bool(f(np.log(rate)) > quality) for f in others)
+
+    kept = [candidate for candidate in candidates if not beaten(*candidate[:3])]
+    front = pareto_front([k[0] for k in kept], [k[1] for k in kept])
+    return [kept[i][2:] for i in front]
 
 
 def bootstrap_mean(

@@ -266,7 +266,7 @@ class _Sweep:
                     self._finish(job, outcome)
                 if bar is not None and task is not None:
                     bar.update(task, completed=done, note=f"{len(self.failures)} failed" if self.failures else "")
-                if done == 3 * processes < streams:
+                if done == max(3 * processes, streams // 10) < streams:
                     minutes = (time.perf_counter() - started) / done * streams / 60
                     self._say(
                         f"{streams} encodes × {encode_s / max(self.encodes, 1):.2f} s on {processes} processes, with "

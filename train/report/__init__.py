@@ -1,1 +1,1 @@
-"""TODO"""
+"""From results rows to a page: ``curves`` (series, fronts, BD table), ``figures``, ``html``, ``terminal``."""
