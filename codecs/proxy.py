@@ -27,6 +27,10 @@ _MIN_LOG_PER_SAMPLE = 0.01
 """Floor of Σ log(1 + |Y|/q) per sample when a is formed: a flat mid-grey picture has Σ = 0, and a must stay finite."""
 
 
+_ZERO_COEFFICIENT = 0.02
+"""Bound on the float32 rounding error of a coefficient, in samples: DC of a 10-bit 32×32 block goes up to 2^14."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProxyCodec:
@@ -156,7 +160,8 @@ def transform_code(x: jax.Array, step: jax.Array, basis: jax.Array, counted: jax
 
     The derivative is written by hand. With the gradient of `round` set to 1 and T orthonormal, ∂x̂/∂x = I and
     ∂x̂/∂q = (x̂ − x)/q: the distortion needs no transform. The rate's is the inverse transform of sign(Y)/(q + |Y|),
-    and −Σ |Y|/(q (q + |Y|)) for q.
+    and −Σ |Y|/(q (q + |Y|)) for q; the sign is 0 where |Y| may be a rounding error, or flat areas, whose
+    coefficients are such errors, would be given a gradient of random signs.
     """
     return _transform_code_forward(x, step, basis, counted)[0]
 
@@ -176,7 +181,8 @@ def _transform_code_backward(saved: tuple, gradients: tuple[jax.Array, jax.Array
     y, error, q, basis, counted = saved
     g_decoded, g_log_sum = gradients
     density = counted / (q + jnp.abs(y))
-    g_rate = _transform(g_log_sum[:, None, None] * jnp.sign(y) * density, jnp.swapaxes(basis, -1, -2))
+    sign = jnp.where(jnp.abs(y) > _ZERO_COEFFICIENT, jnp.sign(y), 0.0)
+    g_rate = _transform(g_log_sum[:, None, None] * sign * density, jnp.swapaxes(basis, -1, -2))
     g_step = jnp.sum(g_decoded * error, axis=(1, 2)) - g_log_sum * jnp.sum(jnp.abs(y) * density, axis=(1, 2))
     return g_decoded + g_rate, g_step / q[:, 0, 0], None, None
 

@@ -42,5 +42,5 @@ def test_integer_dct_is_eight_times_the_orthonormal_one_rounded() -> None:
     blocks = planes.astype(np.float64).reshape(2, 3, 8, 2, 8)
     expected = np.einsum("ui,vj,naibj->uvnab", dct_matrix(8), dct_matrix(8), blocks) * 8
     assert got.dtype == np.int32
-    # Half a unit of the second pass, the first's after amplification by √8 / 4 at most, and the constants' own rounding.
+    # Half a unit of the second pass, half of the first's after its amplification by √8 / 4, and the constants' own.
     assert np.abs(got - expected).max() < 1.5
