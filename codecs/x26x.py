@@ -9,8 +9,9 @@ alone.
 
 **Weights** with ``applied_as="qp_offset"`` give each block ΔQP = −3 log₂ w̄ (`qp_offsets`). Blocks are 16×16 in x264,
 its macroblocks, and 32×32 in x265, whose coding units follow a 16×16 map only if the CTU is 16×16, which would handicap
-the anchor too. Quantiser and encoder's λ move together, unlike in weighted RDO at a fixed QP. Skipped blocks inherit
-their QP, so that in P and B pictures the map acts only in part.
+the anchor too. x264 keeps the QP of the macroblock before where the offset differs from it by one, or nothing is coded.
+Quantiser and encoder's λ move together, unlike in weighted RDO at a fixed QP. Skipped blocks inherit their QP, so that
+in P and B pictures the map acts only in part.
 
 **Bits.** Parameter sets are sent once, ahead of the first picture; they count as ``header_bits`` and in the first
 picture's bits. Counted are all NAL units with their start codes, except SEI messages with user data (x264's list of

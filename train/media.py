@@ -131,7 +131,7 @@ def _open(path: Path, name: str, max_frames: int | None) -> Clip | Unreadable:
             frames, bit_depth, fps = picture, 8, STILL_FPS
         else:
             frames, bit_depth, fps = _read_video(path, max_frames)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError too
+    except Exception as error:  # a decoder meets damage with whatever it was doing: any type of error can come
         return Unreadable(path, str(error) or type(error).__name__)
     return Clip(name, frames, bit_depth, fps, path)
 
@@ -160,8 +160,7 @@ def _read_picture(path: Path) -> Yuv420 | None:
             f"its samples are 32-bit ({image.mode}), whose range is not defined: convert it to 8 or 16 bits"
         )
     else:
-        # RGBA by way of RGB alone: convert() keeps the colour under transparent pixels.
-        rgb = np.asarray(image.convert("RGB"))
+        rgb = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))[..., :3]
     return rgb_to_yuv420(rgb[None])
 
 
@@ -169,9 +168,9 @@ def _read_video(path: Path, max_frames: int | None) -> tuple[Yuv420, int, float]
     try:
         # Playlists may name other places; a clip is one local file.
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video or container.streams.video[0].codec_context.name in _NOT_VIDEO:
+            stream = next((s for s in container.streams.video if s.codec_context is not None), None)
+            if stream is None or stream.codec_context.name in _NOT_VIDEO:
                 raise ValueError("it is neither a picture nor a video")
-            stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
             pictures: list[Frame] = []
             layout = None

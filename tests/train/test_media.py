@@ -75,6 +75,13 @@ def test_alpha_is_dropped_and_the_colour_below_it_kept(tmp_path):
     np.testing.assert_array_equal(only(saved(tmp_path / "a.png", transparent)).frames.y, rgb_to_yuv420(RGB[None]).y)
 
 
+def test_a_palette_with_transparent_entries_keeps_its_colours(tmp_path):
+    palette = Image.fromarray(RGB).quantize(16)
+    palette.save(tmp_path / "a.png", transparency=bytes(range(0, 160, 10)))
+    wanted = rgb_to_yuv420(np.asarray(palette.convert("RGB"))[None])
+    np.testing.assert_array_equal(only(tmp_path / "a.png").frames.y, wanted.y)
+
+
 def test_grey_pictures_get_neutral_chroma_and_limited_range(tmp_path):
     ramp = np.linspace(0, 255, 16).astype(np.uint8)[None].repeat(12, 0)
     frames = only(saved(tmp_path / "a.png", ramp)).frames
@@ -214,6 +221,20 @@ def test_a_playlist_opens_nothing_else(tmp_path):
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/{target.name}\n#EXT-X-ENDLIST\n"
     )
     assert "neither" in reason(playlist)
+
+
+@pytest.mark.parametrize("kind", ["a.png", "a.jpg", "a.tiff", "a.mkv"])
+def test_damage_anywhere_in_a_file_is_a_reason_or_a_clip(tmp_path, kind):
+    path = tmp_path / kind
+    whole = (video(path, [noise_frame("yuv420p")] * 3) if kind == "a.mkv" else saved(path)).read_bytes()
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        data = bytearray(whole)
+        for position in rng.integers(0, min(len(data), 400), 4):
+            data[position] = rng.integers(256)
+        path.write_bytes(data[: rng.integers(1, len(data) + 1)])
+        (item,) = iter_clips([path])
+        assert isinstance(item, Clip | Unreadable)
 
 
 @pytest.mark.shared
