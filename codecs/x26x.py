@@ -4,8 +4,8 @@
 quantisation. Every encode, weighted or not, therefore runs one recipe: CRF with ``qcomp=1``, equal I/P/B QPs, no
 macroblock tree, no scene cuts, and adaptive quantisation of vanishing strength (1e-4). Its QP is the requested one in
 every block of every picture, on the specification's scale at 8 and at 10 bits. x264's intra pictures equal those of its
-``qp`` mode byte for byte; x265's differ by about 0.3 % of syntax. A weighted and an unweighted encode differ in the map
-alone.
+``qp`` mode byte for byte; x265's differ by about 0.3 % of syntax. x264's two slowest presets run with ``subme=9``, as
+above that it varies the QP by itself. A weighted and an unweighted encode differ in the map alone.
 
 **Weights** with ``applied_as="qp_offset"`` give each block ΔQP = −3 log₂ w̄ (`qp_offsets`). Blocks are 16×16 in x264,
 its macroblocks, and 32×32 in x265, whose coding units follow a 16×16 map only if the CTU is 16×16, which would handicap
@@ -196,8 +196,8 @@ class X26x:
             raise ValueError(f"configuration {request.config!r} was given; known: {', '.join(CONFIGS)}")
         if request.preset is not None and request.preset not in PRESETS:
             raise ValueError(f"preset {request.preset!r} was given; {self.name} knows: {', '.join(PRESETS)}")
-        if not request.fps > 0:
-            raise ValueError(f"{request.fps} frames per second were given; wanted more than 0")
+        if not 0.01 <= request.fps <= 1000:
+            raise ValueError(f"{request.fps} frames per second were given; wanted 0.01 … 1000")
 
     def _qp_offsets(self, samples: Frame, request: EncodeRequest, weights: Weights) -> np.ndarray:
         if weights.applied_as != "qp_offset":

@@ -294,6 +294,7 @@ BAD_REQUESTS = [
     ({"bit_depth": 12}, "bit depth 12"),
     ({"preset": "best"}, "ultrafast, superfast"),
     ({"fps": 0.0}, "frames per second"),
+    ({"fps": float("nan")}, "frames per second"),
     ({"weights": Weights(SMALL)}, "patched HM or JM"),
     ({"weights": Weights(Yuv400(SMALL.y), "qp_offset")}, "weight maps"),
     ({"weights": Weights(frame_of([p[:, :-2] for p in SMALL.planes]), "qp_offset")}, "weight maps"),
