@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, crop_to, frame_of, num_frames, pad_to, size_of
-from jaxwrap.importance.sketch import SketchKind, check_sketch, sketch_row
+from jaxwrap.importance.sketch import SketchKind, accumulator_dtype, check_sketch, sketch_row
 
 Receiver = Callable[[Frame], Any]
 
@@ -111,43 +111,57 @@ def importance_map(
     check_sketch(sketch, sketches)
     check_frame(z)
     z = jax.tree.map(_as_float, z)
-    _check_finite(z, "z", frame_offset)
     function = as_partial(receiver)
-    output = jax.eval_shape(function, z)
+    output = jax.eval_shape(apply, function, z)
     _check_output(output, num_frames(z))
     root = root_metric(metric, output)
 
-    y, pullback = _linearise(function, z)
-    _check_finite(y, "the receiver's output", frame_offset)
+    y, pullback, finite_z, finite_y = _linearise(function, z)
+    _refuse(~finite_z, "z holds NaN or infinity in", frame_offset)
+    _refuse(~finite_y, "the receiver's output holds NaN or infinity in", frame_offset)
     state = _start(z)
     # A loop out here, not in the compiled code: XLA's convolutions are several times slower inside a while loop on
     # CPU, and an unrolled loop compiles anew for every number of sketches. The linearisation crosses the border as an
     # ordinary pytree.
     for i in range(sketches):
         state = _add_sketch(pullback, state, key, i, frame_offset, y, root, kind=sketch)
-    result = _finish(state, sketches)
-    _check_map(result.h, frame_offset)
+    result, finite, alive = _finish(state, sketches)
+    _refuse(~finite, "the receiver's derivative is NaN or infinite in", frame_offset)
+    _refuse(
+        ~alive,
+        "the receiver's output does not depend on z (a stop_gradient or a rounding inside, saturated activations, or a "
+        "metric of zeros) in",
+        frame_offset,
+    )
     return result
 
 
 @jax.jit
-def _linearise(function: jax.tree_util.Partial, z: Frame) -> tuple[Any, Any]:
-    return jax.vjp(lambda frame: function(frame), z)
+def _linearise(function: jax.tree_util.Partial, z: Frame) -> tuple[Any, Any, jax.Array, jax.Array]:
+    """r(z), its pullback, and which frames of z and of r(z) are finite."""
+    y, pullback = jax.vjp(lambda frame: function(frame), z)
+    return y, pullback, _finite_frames(z), _finite_frames(y)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Spread:
-    """Running mean and sum of squared deviations (Welford): equal values deviate by exactly 0, unlike E[x²] − E[x]²."""
+    """Running mean and sum of squared deviations (Welford): never negative, unlike E[x²] − E[x]²."""
 
     mean: Frame
     deviations: Frame
 
     def add(self, x: Frame, count: jax.Array) -> _Spread:
-        mean = jax.tree.map(lambda m, v: m + (v - m) / count.astype(v.dtype), self.mean, x)
-        return _Spread(
-            mean, jax.tree.map(lambda d, v, old, new: d + (v - old) * (v - new), self.deviations, x, self.mean, mean)
-        )
+        """Includes x as value number ``count`` (from 1)."""
+
+        def add_mean(mean: jax.Array, value: jax.Array) -> jax.Array:
+            return mean + (value - mean) / count.astype(value.dtype)
+
+        def add_deviation(deviations: jax.Array, mean: jax.Array, value: jax.Array) -> jax.Array:
+            n = count.astype(value.dtype)
+            return deviations + (value - mean) ** 2 * ((n - 1) / n)
+
+        return _Spread(jax.tree.map(add_mean, self.mean, x), jax.tree.map(add_deviation, self.deviations, self.mean, x))
 
 
 @jax.jit
@@ -179,15 +193,18 @@ def _add_sketch(
     return state[0].add(squared, count), state[1].add(_block_means(squared), count)
 
 
-def _finish(state: tuple[_Spread, _Spread], sketches: int) -> ImportanceMap:
+@partial(jax.jit, static_argnums=1)
+def _finish(state: tuple[_Spread, _Spread], sketches: int) -> tuple[ImportanceMap, jax.Array, jax.Array]:
+    """The map, and which of its frames are finite and not all 0."""
     samples, blocks = state
+    flags = _finite_frames(samples.mean), frame_mean(samples.mean) != 0
     if sketches == 1:
-        return ImportanceMap(samples.mean, None, None, sketches)
+        return ImportanceMap(samples.mean, None, None, sketches), *flags
 
     def error(spread: _Spread) -> Frame:
         return jax.tree.map(lambda d: jnp.sqrt(d / (sketches * (sketches - 1))), spread.deviations)
 
-    return ImportanceMap(samples.mean, error(samples), error(blocks), sketches)
+    return ImportanceMap(samples.mean, error(samples), error(blocks), sketches), *flags
 
 
 def _block_means(frame: Frame) -> Frame:
@@ -241,7 +258,7 @@ def batched_importance_maps(
         lambda *p: jnp.concatenate(p), *(pad_to(jax.tree.map(_as_float, z), height, width) for z in zs)
     )
     receiver = make_receiver(height, width)
-    output = jax.eval_shape(as_partial(receiver), batch)
+    output = jax.eval_shape(apply, as_partial(receiver), batch)
     _check_output(output, num_frames(batch))
 
     def own_part(shape: tuple[int, ...], h: int, w: int) -> tuple[int, ...]:
@@ -292,13 +309,19 @@ def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(function)
 
 
+@jax.jit
+def apply(function: jax.tree_util.Partial, z: Frame) -> Any:
+    """r(z), compiled; `jax.eval_shape` of it remembers what it has traced."""
+    return function(z)
+
+
 def _as_float(plane: Any) -> jax.Array:
     plane = jnp.asarray(plane)
     return plane if jnp.issubdtype(plane.dtype, jnp.floating) else plane.astype(jnp.float32)
 
 
 def _accumulator(plane: jax.Array) -> jax.Array:
-    return plane.astype(jnp.promote_types(plane.dtype, jnp.float32))
+    return plane.astype(accumulator_dtype(plane.dtype))
 
 
 def _check_output(output: Any, num: int) -> None:
@@ -349,38 +372,21 @@ def root_metric(metric: Metric, output: Any) -> Any:
                 raise ValueError(
                     "the metric holds negative, NaN or infinite weights: its diagonal must be finite and ≥ 0"
                 )
-        wide = jnp.asarray(weight, jnp.promote_types(leaf.dtype, jnp.float32))
+        wide = jnp.asarray(weight, accumulator_dtype(leaf.dtype))
         return jnp.sqrt(wide).reshape((1,) * (leaf.ndim - len(shape)) + shape)
 
     return _map_prefix(root, 1.0 if metric is None else metric, output)
 
 
-def _check_finite(tree: Any, what: str, frame_offset: int) -> None:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-        return
-    bad = ~np.asarray(_finite_frames(tree))
-    if bad.any():
-        raise ValueError(f"{what} holds NaN or infinity in {_frames(bad, frame_offset)}")
-
-
-@jax.jit
 def _finite_frames(tree: Any) -> jax.Array:
     flags = [jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1) for leaf in jax.tree.leaves(tree)]
     return jnp.stack(flags).all(0)
 
 
-def _check_map(h: Frame, frame_offset: int) -> None:
-    _check_finite(h, "the importance map (the receiver's derivative)", frame_offset)
-    if isinstance(h.y, jax.core.Tracer):
+def _refuse(bad: jax.Array, what: str, frame_offset: int) -> None:
+    """Raises for the flagged frames, named by their numbers in the sequence; nothing is known while tracing."""
+    if isinstance(bad, jax.core.Tracer) or not bad.any():
         return
-    dead = np.asarray(frame_mean(h)) == 0
-    if dead.any():
-        raise ValueError(
-            f"the receiver's output does not depend on z in {_frames(dead, frame_offset)}: its Jacobian is 0 "
-            "(a stop_gradient or a rounding inside, saturated activations, or a metric of zeros)"
-        )
-
-
-def _frames(flags: np.ndarray, frame_offset: int) -> str:
-    numbers = [str(int(i) + frame_offset) for i in np.flatnonzero(flags)]
-    return f"frame{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:8])}{' …' if len(numbers) > 8 else ''}"
+    numbers = [str(int(i) + frame_offset) for i in np.flatnonzero(bad)]
+    listed = ", ".join(numbers[:8]) + (" …" if len(numbers) > 8 else "")
+    raise ValueError(f"{what} frame{'s' if len(numbers) > 1 else ''} {listed}")

@@ -20,6 +20,11 @@ SketchKind = Literal["rademacher", "gaussian"]
 SKETCHES: tuple[SketchKind, ...] = get_args(SketchKind)
 
 
+def accumulator_dtype(dtype: Any) -> Any:
+    """float32, or the dtype itself where it is wider: what half-precision quantities are drawn and summed in."""
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
+
+
 def check_sketch(kind: str, rows: int) -> None:
     """Raises `ValueError` for an unknown kind of sketch or fewer than one row."""
     if kind not in SKETCHES:
@@ -49,8 +54,7 @@ def sketch_row(
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype: Any, kind: SketchKind) -> jax.Array:
     if kind == "gaussian":
-        wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-        return jax.random.normal(key, shape, wide).astype(dtype)
+        return jax.random.normal(key, shape, accumulator_dtype(dtype)).astype(dtype)
     # One random word gives 32 signs: jax.random.rademacher spends a whole word on each.
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)

@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, num_frames
 from jaxwrap.codec import QP_RANGE, Codec, EncodeRequest
-from jaxwrap.importance.maps import Metric, Receiver, as_partial, root_metric
+from jaxwrap.importance.maps import Metric, Receiver, apply, as_partial, root_metric
 from jaxwrap.methods.plan import Plan
 from jaxwrap.samples import max_sample
 
@@ -101,10 +101,10 @@ def refine_samples(
     qps = _qps(qp, num)
     start = jax.tree.map(lambda p: jnp.clip(jnp.asarray(p, jnp.float32), 0.0, float(top)), z)
     function = as_partial(receiver)
-    output = jax.eval_shape(function, start)
+    output = jax.eval_shape(apply, function, start)
     root = root_metric(metric, output)
     if target is None:
-        target = jax.jit(lambda r, frame: r(frame))(function, start)
+        target = apply(function, start)
     _check_target(target, output)
 
     unit = jnp.ones(num)
@@ -186,7 +186,7 @@ def _gain(problem: _Problem, z: Frame) -> jax.Array:
 
 @partial(jax.jit, donate_argnames="state")
 def _step(problem: _Problem, state: _State) -> tuple[_State, jax.Array]:
-    """Evaluates the iterate, keeps it for the pictures where it is the best so far, and makes the next from the best."""
+    """Evaluates the iterate, keeps it for the pictures where it is the best so far, and starts the next there."""
 
     def total(z: Frame) -> tuple[jax.Array, jax.Array]:
         values = problem.objective(z)
@@ -239,8 +239,8 @@ def _check_gain(gain: jax.Array) -> None:
     bad = np.flatnonzero(~(np.isfinite(gain) & (np.asarray(gain) > 0)))
     if bad.size:
         raise ValueError(
-            f"refine: in picture {', '.join(map(str, bad))} no coding error reaches the receiver's output, or it is NaN: "
-            "nothing can be refined (a constant picture, NaN samples, or a receiver that ignores z)"
+            f"refine: in picture {', '.join(map(str, bad))} no coding error reaches the receiver's output, "
+            "or it is NaN: nothing can be refined (a constant picture, NaN samples, or a receiver that ignores z)"
         )
 
 
