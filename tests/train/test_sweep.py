@@ -1,0 +1,388 @@
+"""The sweep with a stand-in encoder: resumed after SIGKILL, sharing streams, setting failures aside, refusing bad settings."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxwrap.train.evaluate.cache import Cache
+from jaxwrap.train.evaluate.modes import MODE_BITS, Mode, codec_mode, combinations, linear_mode, mode_of
+from jaxwrap.train.evaluate.points import TIMINGS, read_points
+from jaxwrap.train.evaluate.stopwatch import Stopwatch
+from jaxwrap.train.evaluate.sweep import method_options, run_sweep
+
+from jaxwrap.arrays import Frame
+from jaxwrap.codec import EncodeRequest, Weights
+from jaxwrap.methods.plan import Plan
+from jaxwrap.methods.sse import Sse
+from jaxwrap.metrics.distortion import mean_psnr
+from jaxwrap.samples import change_bit_depth
+from jaxwrap.wrappers.switchable import PostConfig, PreConfig, WrapperConfig, wrapper_from_config
+
+# Workers import the codec by name, so it lives in a module of its own on their path.
+STAND_IN = '''
+import dataclasses, os, sys, time
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from jaxwrap.arrays import Yuv420
+from jaxwrap.codec import EncodeResult
+
+@dataclasses.dataclass(frozen=True)
+class CoarseCodec:
+    """Rounds samples to multiples of the step; bits grow with the differences of neighbours. Logs every call."""
+    log: str
+    name: str = "coarse"
+    version: str = "1"
+    delay_s: float = 0.0
+    fails_at: float = -1
+    dies_at: float = -1
+
+    def encode(self, frames, request):
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()} {request.qp:g} {frames.y.shape[2]}\\n")
+        time.sleep(self.delay_s)
+        if request.qp == self.fails_at:
+            raise RuntimeError(f"no stream at QP {request.qp:g}")
+        if request.qp == self.dies_at:
+            os._exit(3)
+        step = 2 ** ((request.qp - 4) / 6) * 4
+        if request.weights is not None:
+            assert all(isinstance(p, np.ndarray) for p in request.weights.planes.planes)
+            step = step / np.sqrt(request.weights.planes.y.mean((1, 2)))[:, None, None]
+        levels = [np.round(p / step) for p in frames.planes]
+        bits = sum(np.ceil(np.log2(1 + abs(np.diff(l, axis=2, prepend=0)))).sum((1, 2)) for l in levels) + 80
+        decoded = [np.clip(np.round(l * step), 0, 1023).astype(np.uint16) for l in levels]
+        return EncodeResult(Yuv420(*decoded), bits, header_bits=80, seconds=0.25)
+
+@dataclasses.dataclass
+class Clip:
+    name: str
+    frames: Yuv420
+    bit_depth: int
+    fps: float
+
+def clips():
+    made = []
+    for i, name in enumerate(("lake", "hill", "tree")):
+        rng = np.random.default_rng(i)
+        y, u, v = (np.cumsum(rng.integers(-9, 10, (2, h, w)), 2) + 128 for h, w in ((16, 24), (8, 12), (8, 12)))
+        made.append(Clip(name, Yuv420(*(np.clip(p, 0, 255).astype(np.uint8) for p in (y, u, v))), 8, 50.0))
+    return made
+
+def sweep(folder, delay_s):
+    from jaxwrap.methods.sse import Sse
+    from jaxwrap.train.evaluate.modes import codec_mode, linear_mode
+    from jaxwrap.train.evaluate.sweep import run_sweep
+    folder = Path(folder)
+    modes = [codec_mode(), linear_mode("bilinear", Fraction(1, 2))]
+    codec = CoarseCodec(str(folder / "log"), delay_s=delay_s)
+    return run_sweep(clips(), modes, [codec], [22, 27, 32, 37, 42], [Sse()], folder / "out", processes=2)
+
+if __name__ == "__main__":
+    sweep(sys.argv[1], 0.15)
+'''
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (tmp_path / "stand_in_codec.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("stand_in_codec", None)
+    return importlib.import_module("stand_in_codec")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilt:
+    """Draws one weight per frame, shifts z, and announces side information."""
+
+    name: ClassVar[str] = "tilt"
+    amount: float = 0.5
+    qp: float = 0.0
+    target: Any = None
+
+    def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None) -> Plan:
+        assert key is not None
+        if self.amount < 0:
+            raise ValueError("a negative amount was given")
+        assert self.target.y.shape[1:] == receiver(z).y.shape[1:]
+        draws = 1.0 + self.amount * jax.random.uniform(key, (z.y.shape[0], 1, 1))
+        planes = jax.tree.map(lambda p: jnp.broadcast_to(draws, p.shape), z)
+        moved = jax.tree.map(lambda p: p + np.float32(self.qp / 10), z)
+        return Plan(moved, Weights(planes), side_information_bits=jnp.full(z.y.shape[0], 7))
+
+
+def small_wrapper(*, pre: Any = PreConfig(widths=(4,), mlp_width=4)) -> Mode:  # noqa: B008
+    post = PostConfig(widths=(4,), kernels=(3,), encoder_blocks=(0,), decoder_blocks=())
+    return mode_of(wrapper_from_config(WrapperConfig(Fraction(1, 2), pre, post)))
+
+
+def without_timings(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(file)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes through /proc")
+def test_a_sweep_killed_in_the_middle_resumes_to_the_same_csv_and_leaves_no_worker(
+    tmp_path: Path, stand_in: ModuleType
+) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed.mkdir()
+    whole.mkdir()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "stand_in_codec.py"), str(killed)], env=environment)
+    log, cache = killed / "log", killed / "cache"
+    deadline = time.monotonic() + 120
+    while len(list(cache.rglob("*.json"))) < 5:
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    workers = {int(line.split()[0]) for line in log.read_text().splitlines()}
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline, "workers outlive the sweep"
+        time.sleep(0.05)
+    measured_before = {path.stem: path.read_bytes() for path in cache.rglob("*.json")}
+    assert 5 <= len(measured_before) < 30
+    assert not (killed / "out" / "results.csv").exists()
+
+    resumed = stand_in.sweep(killed, 0.0)
+    assert resumed.from_cache == len(measured_before)
+    assert resumed.encodes == 30 - len(measured_before)
+    stand_in.sweep(whole, 0.0)
+    results = killed / "out" / "results.csv"
+    assert without_timings(results) == without_timings(whole / "out" / "results.csv")
+    for key, content in measured_before.items():  # seconds measured before the kill are kept
+        assert (cache / key[:2] / f"{key}.json").read_bytes() == content
+    before = results.read_bytes()
+    again = stand_in.sweep(killed, 0.0)
+    assert (again.encodes, again.from_cache) == (0, 30)
+    assert results.read_bytes() == before
+
+
+def test_rows_state_what_was_coded_and_modes_with_the_same_samples_share_a_stream(
+    tmp_path: Path, stand_in: ModuleType
+) -> None:
+    codec = stand_in.CoarseCodec(str(tmp_path / "log"))
+    clips = stand_in.clips()
+    modes = [codec_mode(), linear_mode("bilinear", Fraction(1, 2)), small_wrapper(pre="bilinear"), small_wrapper()]
+    tilt = Tilt()
+    result = run_sweep(
+        clips, modes, [codec], [22, 37], [Sse(), tilt], tmp_path / "out", dataset="test", processes=1, seed=3
+    )
+    assert not result.failures
+    # 3 clips × 2 QPs × (codec, bilinear = post, wrapper, wrapper + tilt): the two bilinear fronts are one stream.
+    assert len((tmp_path / "log").read_text().splitlines()) == result.encodes == 3 * 2 * 4
+    points = read_points(tmp_path / "out" / "results.csv")
+    assert points == result.points
+    assert [(p.sequence, p.mode, p.method, p.qp) for p in points] == [
+        (clip.name, mode.name, method, qp)
+        for clip in clips
+        for mode, method in [*((m, "sse") for m in modes), (modes[3], "tilt")]
+        for qp in (22.0, 37.0)
+    ]
+    assert [mode.name for mode in modes] == ["codec", "bilinear-1/2", "post-1/2", "wrapper-1/2"]
+    by = {(p.sequence, p.mode, p.method, p.qp): p for p in points}
+
+    # The codec alone, recomputed from the outside: shift to 10 bits, code, compare.
+    source = change_bit_depth(clips[0].frames, 8, 10)
+    coded = codec.encode(source, EncodeRequest(22.0))
+    alone = by["lake", "codec", "sse", 22.0]
+    assert alone.bits == int(coded.bits.sum())
+    assert (alone.psnr_y, alone.psnr_yuv) == mean_psnr(source, coded.decoded, 10)
+    assert alone.kbps == pytest.approx(alone.bits * 50.0 / 2 / 1000)
+    assert alone.bpp == pytest.approx(alone.bits / (2 * 16 * 24))
+    assert (alone.header_bits, alone.frames, alone.dataset, alone.seed) == (80, 2, "test", 3)
+    assert (alone.mode_bits, by["lake", "bilinear-1/2", "sse", 22.0].mode_bits) == (0, MODE_BITS)
+    assert alone.encode_s == 0.25
+    assert alone.ms_ssim is None  # smaller than MS-SSIM takes
+    assert alone.map_s is None
+
+    post, bilinear = by["hill", "post-1/2", "sse", 37.0], by["hill", "bilinear-1/2", "sse", 37.0]
+    assert post.bits == bilinear.bits
+    # An untrained post-processor is bilinear resampling, its network's last layer being zero.
+    assert post.psnr_yuv == pytest.approx(bilinear.psnr_yuv, abs=0.02)
+    tilted = by["tree", "wrapper-1/2", "tilt", 22.0]
+    assert json.loads(tilted.method_options) == {"amount": 0.5}
+    assert tilted.map_s == tilted.method_s is not None
+
+    pictures = dict(np.load(tmp_path / "out" / "pictures.npz"))
+    assert json.loads(str(pictures["about"])) == {
+        "sequence": "lake",
+        "codec": "coarse",
+        "mode": "wrapper-1/2",
+        "qp": 37.0,
+    }
+    assert pictures["decoded/tilt"].shape == pictures["weights/tilt"].shape == (8, 12)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["run"]["encodes"] == result.encodes
+    assert manifest["configuration"]["qps"] == [22.0, 37.0]
+    assert manifest["versions"]["jax"] == jax.__version__
+
+    # Another sweep with the same cache encodes nothing that was measured, here only one more QP of the anchor.
+    more = run_sweep(
+        clips, modes[:1], [codec], [22, 30, 37], [Sse()], tmp_path / "more", dataset="test", processes=1, seed=3
+    )
+    assert (more.encodes, more.from_cache) == (3, 6)
+
+
+def test_what_fails_is_set_aside_and_the_rest_completes(tmp_path: Path, stand_in: ModuleType) -> None:
+    codec = stand_in.CoarseCodec(str(tmp_path / "log"), fails_at=27, dies_at=32)
+    clips, out = stand_in.clips()[:2], tmp_path / "out"
+    methods = [Sse(), Tilt(amount=-1.0)]
+    arguments = ([codec_mode(), small_wrapper()], [codec], [22, 27, 32, 37], methods, out)
+    result = run_sweep(clips, *arguments)
+    assert {(p.sequence, p.mode, p.qp) for p in result.points} == {
+        (clip.name, mode, qp) for clip in clips for mode in ("codec", "wrapper-1/2") for qp in (22.0, 37.0)
+    }
+    failed = json.loads((out / "failed.json").read_text())
+    assert failed == [dataclasses.asdict(f) for f in result.failures]
+    errors = {(f["method"], f["qp"]): f["error"] for f in failed}
+    assert errors["sse", 27.0] == "RuntimeError: no stream at QP 27"
+    assert "coarse took its process down" in errors["sse", 32.0]
+    assert errors["tilt", 22.0] == "ValueError: a negative amount was given"
+    assert len(failed) == 2 * (2 * 2 + 4)
+    assert len(read_points(out / "results.csv")) == 8
+
+    # What failed is tried again; when it works, the list of failures goes.
+    mended = stand_in.CoarseCodec(str(tmp_path / "log"))
+    again = run_sweep(clips, arguments[0], [mended], [22, 27], [Sse()], tmp_path / "again", processes=1)
+    assert (again.from_cache, again.encodes, again.failures) == (4, 4, [])
+    assert not (tmp_path / "again" / "failed.json").exists()
+
+
+def test_a_full_disk_ends_the_sweep_with_its_name_and_keeps_what_was_measured(
+    tmp_path: Path, stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, calls = Cache.put, []
+
+    def full_after_two(self: Cache, key: str, record: dict[str, Any]) -> None:
+        calls.append(key)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "the disk is full: results")
+        put(self, key, record)
+
+    monkeypatch.setattr(Cache, "put", full_after_two)
+    with pytest.raises(OSError, match="disk is full"):
+        stand_in.sweep(tmp_path, 0.0)
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 2
+
+
+def test_an_output_folder_of_another_configuration_is_refused_naming_what_differs(
+    tmp_path: Path, stand_in: ModuleType
+) -> None:
+    codec = stand_in.CoarseCodec(str(tmp_path / "log"))
+    clips, out = stand_in.clips()[:1], tmp_path / "out"
+    run_sweep(clips, [codec_mode()], [codec], [22], [Sse()], out, processes=1)
+    with pytest.raises(ValueError, match="another configuration") as caught:
+        run_sweep(clips, [codec_mode(), linear_mode("bilinear", Fraction(1, 2))], [codec], [22, 27], [Sse()], out)
+    message = str(caught.value)
+    assert "qps: [22.0] there, [22.0,27.0] now" in message
+    assert "modes.bilinear-1/2: absent there" in message
+    assert "clips" not in message
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="no manifest of a sweep"):
+        run_sweep(clips, [codec_mode()], [codec], [22], [Sse()], out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clips": []}, "no clip was given"),
+        ({"qps": [22, 60]}, r"QPs \[60\] were given; wanted 0 to 51"),
+        ({"qps": [22, 22.0]}, "QPs were given more than once: 22.0"),
+        ({"config": "still"}, "known: intra, lowdelay, randomaccess"),
+        ({"processes": 0}, "at least 1"),
+        ({"modes": [codec_mode(), codec_mode()]}, "modes were given more than once: codec"),
+        ({"methods": [Sse(), Tilt()]}, "method tilt wants a mode whose two sides are networks; given: codec"),
+        ({"twice": True}, "clips were given more than once: lake"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(
+    tmp_path: Path, stand_in: ModuleType, change: dict[str, Any], message: str
+) -> None:
+    clips = stand_in.clips()[:1] * (2 if change.pop("twice", False) else 1)
+    given: dict[str, Any] = {
+        "clips": clips, "modes": [codec_mode()], "codecs": [stand_in.CoarseCodec("log")], "qps": [22], "methods": [Sse()],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        run_sweep(**{**given, **change}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mode_is_known_by_its_parameters() -> None:
+    wrapper, same = small_wrapper(), small_wrapper()
+    assert (wrapper.pre_hash, wrapper.post_hash) == (same.pre_hash, same.post_hash)
+    network = same.wrapper.post_network
+    assert network is not None
+    network.chroma.kernel[...] = network.chroma.kernel[...] * 2
+    changed = mode_of(same.wrapper)
+    assert changed.pre_hash == wrapper.pre_hash
+    assert changed.post_hash != wrapper.post_hash
+    assert len(combinations([codec_mode(), wrapper], [Sse(), Tilt()])) == 3
+
+
+def test_method_options_are_json_whatever_they_hold() -> None:
+    @dataclasses.dataclass
+    class Odd:
+        name: ClassVar[str] = "odd"
+        metric: Any = mean_psnr
+        inner: Any = dataclasses.field(default_factory=Tilt)
+        map: Any = dataclasses.field(default_factory=lambda: np.ones(3))
+        pair: tuple[int, int] = (1, 2)
+        qp: float = 3.0
+
+        def plan(self, receiver: Any, z: Frame, key: Any) -> Plan:
+            return Plan(z)
+
+    options = json.loads(json.dumps(method_options(Odd())))
+    assert options["metric"] == "jaxwrap.metrics.distortion.mean_psnr"
+    assert options["inner"]["type"] == "Tilt"
+    assert options["pair"] == [1, 2]
+    assert "qp" not in options
+    assert options["map"] != method_options(Odd(map=np.zeros(3)))["map"]
+    with pytest.raises(ValueError, match="cannot be written into a results row"):
+        method_options(Odd(metric=object()))
+
+
+def test_the_stopwatch_leaves_compilation_out() -> None:
+    def work(x: jax.Array) -> jax.Array:
+        for i in range(60):  # many small operations: long to compile, short to run
+            x = jnp.sin(x) + np.float32(i)
+        return x
+
+    compiled = jax.jit(work)
+    start = time.perf_counter()
+    with Stopwatch() as first:
+        compiled(jnp.ones(8)).block_until_ready()
+    elapsed = time.perf_counter() - start
+    assert first.seconds < 0.3 * elapsed
+    with Stopwatch() as sleeping:
+        time.sleep(0.05)
+    assert 0.05 <= sleeping.seconds < 0.5
