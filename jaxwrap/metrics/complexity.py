@@ -79,15 +79,15 @@ def _count(jaxpr: core.Jaxpr) -> Macs:
     total = Macs()
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        shapes = [v.aval.shape for v in equation.invars]
+        operands, results = ([_shape(v) for v in side] for side in (equation.invars, equation.outvars))
         if name == "conv_general_dilated":
-            kernel = shapes[1]
+            kernel = operands[1]
             out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += Macs(convolution=math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features)
+            total += Macs(convolution=math.prod(results[0]) * math.prod(kernel) // out_features)
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(shapes[0][axis] for axis in contracted)
-            total += Macs(dense=math.prod(equation.outvars[0].aval.shape) * depth)
+            depth = math.prod(operands[0][axis] for axis in contracted)
+            total += Macs(dense=math.prod(results[0]) * depth)
         elif name == "cond":
             total += max((_count(j) for j in _inner(equation.params["branches"])), key=lambda m: m.total)
         else:
@@ -112,3 +112,7 @@ def _inner(value: Any) -> Iterator[core.Jaxpr]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _inner(item)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(getattr(variable.aval, "shape", ()))  # tokens have none

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxwrap.metrics.bjontegaard import bd_quality, bd_rate, bootstrap_mean, pareto_front
+from jaxwrap.metrics.bjontegaard import bd_quality, bd_rate, bootstrap_mean, pareto_front, upper_envelope
 
 RATE = np.array([120.0, 260.0, 555.0, 1210.0, 2400.0, 5100.0])
 QUALITY = 6.0 * np.log10(RATE) + 20.0
@@ -69,6 +69,45 @@ def test_the_pareto_front_equals_brute_force(points: list[tuple[int, int]]) -> N
     assert len(front) == len(wanted)
     assert (np.diff(rates[front]) > 0).all()
     assert (np.diff(qualities[front]) > 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-8, 8), st.integers(1, 6), st.integers(0, 5), st.integers(2, 6)), min_size=1, max_size=4
+    )
+)
+def test_the_envelope_of_straight_lines_equals_brute_force(lines: list[tuple[int, int, int, int]]) -> None:
+    # Quality = offset / 2 + slope · log2(rate) at rates 2^start, 2^(start + 1), …: pchip reproduces straight lines.
+    curves = []
+    for offset, slope, start, count in lines:
+        x = np.arange(start, start + count, dtype=float)
+        curves.append((2.0**x, offset / 2 + slope * x))
+    points = [(r, q, c, i) for c, (rs, qs) in enumerate(curves) for i, (r, q) in enumerate(zip(rs, qs, strict=True))]
+
+    def reachable(c: int, rate: float) -> float:
+        offset, slope, start, count = lines[c]
+        x = np.log2(rate)
+        return offset / 2 + slope * x if start <= x <= start + count - 1 else -np.inf
+
+    wanted = {
+        (r, q)
+        for r, q, c, _ in points
+        if all(reachable(other, r) <= q + 1e-9 for other in range(len(lines)))
+        and not any(r2 <= r and q2 >= q and (r2, q2) != (r, q) for r2, q2, _, _ in points)
+    }
+    got = upper_envelope(curves)
+    assert {(curves[c][0][i], curves[c][1][i]) for c, i in got} == wanted
+    assert [curves[c][0][i] for c, i in got] == sorted(r for r, _ in wanted)
+
+
+def test_the_envelope_drops_a_pareto_point_that_lies_below_the_other_mode_between_its_qps() -> None:
+    fine = ([1.0, 4.0], [30.0, 40.0])
+    coarse = ([0.5, 2.0], [28.0, 31.0])
+    assert len(pareto_front([1.0, 4.0, 0.5, 2.0], [30.0, 40.0, 28.0, 31.0])) == 4
+    assert upper_envelope([fine, coarse]) == [(1, 0), (0, 0), (0, 1)]
+    with pytest.raises(ValueError, match="not positive"):
+        upper_envelope([([0.0], [1.0])])
 
 
 def test_the_bootstrap_interval_of_gaussian_values_is_near_the_normal_one() -> None:

@@ -10,21 +10,43 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from jaxwrap.train.evaluate import cache as cache_module
 from jaxwrap.train.evaluate.cache import Cache, write_atomically
 from jaxwrap.train.evaluate.points import COLUMNS, Point, point_key, read_points, write_points
 
 POINT = Point(
-    key="ab" * 16, dataset="kodak", sequence='a, "quoted" name', codec="x265", codec_version="4.2", config="intra", mode="wrapper-1/2",
-    method="dqp", method_options='{"alpha":0.5}', lambda_scale=1.0, seed=0, qp=27.0, frames=1, bits=1234, header_bits=200, kbps=30.85,
-    bpp=0.1, psnr_y=1 / 3, psnr_yuv=38.25, ms_ssim=None, encode_s=0.5, verified=True, mode_bits=4,
-)  # fmt: skip
+    key="ab" * 16,
+    dataset="kodak",
+    sequence='a, "quoted" name',
+    codec="x265",
+    codec_version="4.2",
+    config="intra",
+    mode="wrapper-1/2",
+    method="dqp",
+    method_options='{"alpha":0.5}',
+    lambda_scale=1.0,
+    seed=0,
+    qp=27.0,
+    frames=1,
+    bits=1234,
+    header_bits=200,
+    kbps=30.85,
+    bpp=0.1,
+    psnr_y=1 / 3,
+    psnr_yuv=38.25,
+    ms_ssim=None,
+    encode_s=0.5,
+    verified=True,
+    mode_bits=4,
+)
 
 
 def test_the_columns_are_those_of_the_design_in_its_order() -> None:
     agreed = (
-        "key dataset sequence codec codec_version config mode method method_options lambda_scale seed qp frames bits header_bits kbps bpp "
-        "psnr_y psnr_yuv ms_ssim receiver_snr ap ap50 mask_ap mota idf1 hota encode_s map_s method_s decode_s wrapper_s verified"
+        "key dataset sequence codec codec_version config mode method method_options lambda_scale seed qp frames bits "
+        "header_bits kbps bpp psnr_y psnr_yuv ms_ssim receiver_snr ap ap50 mask_ap mota idf1 hota encode_s map_s "
+        "method_s decode_s wrapper_s verified"
     )
     assert (*agreed.split(), "mode_bits") == COLUMNS
 

@@ -22,11 +22,11 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
-from jaxwrap.train.evaluate.points import canonical_json
 
 from jaxwrap.methods.plan import Method
 from jaxwrap.parameters import named_parameters
 from jaxwrap.pipeline import Sandwich
+from jaxwrap.train.evaluate.points import canonical_json
 from jaxwrap.wrappers.resample import Kind
 from jaxwrap.wrappers.switchable import Wrapper, linear_wrapper
 

@@ -30,17 +30,11 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import jaxwrap.codecs
 import numpy as np
-from jaxwrap.train import evaluate
-from jaxwrap.train.evaluate.cache import Cache, write_atomically
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
-from jaxwrap.train.evaluate.points import Point, canonical_json, point_key, write_points
-from jaxwrap.train.evaluate.stopwatch import Stopwatch
-from jaxwrap.train.evaluate.workers import Workers
 from rich.progress import Progress
 
 import jaxwrap
+import jaxwrap.codecs
 from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, EncodeResult, Weights
 from jaxwrap.colour import yuv_to_rgb
@@ -48,6 +42,12 @@ from jaxwrap.methods.plan import Method
 from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
+from jaxwrap.train import evaluate
+from jaxwrap.train.evaluate.cache import Cache, write_atomically
+from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
+from jaxwrap.train.evaluate.points import Point, canonical_json, point_key, write_points
+from jaxwrap.train.evaluate.stopwatch import Stopwatch
+from jaxwrap.train.evaluate.workers import Workers
 
 PIXELS_PER_BATCH = 8_000_000
 """Luma samples of originals that a method sees at once (a clip is never divided)."""

@@ -90,13 +90,11 @@ class Workers:
                 else:
                     raise error
             if broken:
-                # All that ran or waited is lost with the pool, and nothing tells which encode did it: each is tried
-                # by itself.
+                # All that ran or waited is lost with the pool, and nothing tells which encode did it.
                 broken += running.values()
                 running.clear()
                 self._pool.shutdown(wait=False, cancel_futures=True)
-                for job in broken:
-                    yield job, self._encode_alone(job)
+                yield from self._one_at_a_time(broken)
                 self._pool = _pool(self._processes)
 
     def _submit(self, job: EncodeJob) -> concurrent.futures.Future[EncodeResult]:
@@ -107,16 +105,17 @@ class Workers:
             failed.set_exception(error)
             return failed
 
-    def _encode_alone(self, job: EncodeJob) -> EncodeResult | Exception:
-        with _pool(1) as pool:
+    def _one_at_a_time(self, jobs: list[Job]) -> Iterator[tuple[Job, EncodeResult | Exception]]:
+        self._pool = _pool(1)
+        for job in jobs:
             try:
-                return pool.submit(_encode, job.codec, job.samples, job.request).result()
+                yield job, self._submit(job).result()
             except BrokenProcessPool:
-                return RuntimeError(
-                    f"{job.codec.name} took its process down (a crash inside the encoder, or no memory left)"
-                )
+                self._pool = _pool(1)
+                yield job, RuntimeError(f"{job.codec.name} took its process down (it crashed, or no memory was left)")
             except Exception as error:
-                return error
+                yield job, error
+        self._pool.shutdown(wait=False)
 
 
 def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:

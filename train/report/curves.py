@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxwrap.train.evaluate.modes import MODE_BITS
-from jaxwrap.train.evaluate.points import Point
 
 from jaxwrap.metrics.bjontegaard import Interval, bd_quality, bd_rate, bootstrap_mean, upper_envelope
+from jaxwrap.train.evaluate.modes import MODE_BITS
+from jaxwrap.train.evaluate.points import Point
 
 QUALITIES: dict[str, tuple[str, Callable[[Point], float | None]]] = {
     "psnr_yuv": ("YUV-PSNR 6:1:1 [dB]", lambda point: point.psnr_yuv),
@@ -33,6 +33,8 @@ QUALITIES: dict[str, tuple[str, Callable[[Point], float | None]]] = {
 Key = TypeVar("Key")
 
 ANCHOR_MODE = "codec"
+
+LINEAR_KINDS = ("bilinear", "lanczos4")
 
 FRONT_ALL = "all modes"
 
@@ -174,12 +176,12 @@ def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
         others = {**series, **fronts.get(setting, {})}
         if anchor in series:
             rows += [_bd_row(setting, one, anchor, others) for one in others if one != anchor]
-        for one in series:
-            ratio = one.mode.partition("-")[2]
-            linear = [Series(f"{kind}-{ratio}") for kind in ("bilinear", "lanczos4")]
-            for baseline in linear:
-                if ratio and baseline in series and one not in linear:
-                    rows.append(_bd_row(setting, one, baseline, series))
+        for baseline in series:
+            kind, _, ratio = baseline.mode.partition("-")
+            if kind in LINEAR_KINDS:
+                same_ratio = [one for one in series if one.mode.partition("-")[2] == ratio]
+                neural = [one for one in same_ratio if one.mode.partition("-")[0] not in LINEAR_KINDS]
+                rows += [_bd_row(setting, one, baseline, series) for one in neural]
     return rows
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
-from jaxwrap.train.report.curves import ANCHOR_MODE, FRONT_ALL, Curves, Series, mean_curve
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
 from jaxwrap.metrics.bjontegaard import upper_envelope
+from jaxwrap.train.report.curves import ANCHOR_MODE, FRONT_ALL, Curves, Series, mean_curve
 
 _DPI = 110
 _MAX_SEQUENCES = 12

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from jaxwrap.metrics.bjontegaard import Interval
 from jaxwrap.train.evaluate.cache import write_atomically
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import Point, read_points
 from jaxwrap.train.report.curves import FRONT_ALL, QUALITIES, BdRow, Series, bd_table, curves_of, fronts_of, winners
 from jaxwrap.train.report.figures import bits_figure, importance_figure, rd_figure, sequences_figure
-from jinja2 import Environment, StrictUndefined
-
-from jaxwrap.metrics.bjontegaard import Interval
 
 LOW_OVERLAP = 0.5
 """Below this overlap a BD figure rests on a small part of both curves, and is marked."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.table import Table
+
 from jaxwrap.train.report.curves import BdRow
 from jaxwrap.train.report.html import LOW_OVERLAP, bounds, percent
-from rich.table import Table
 
 
 def bd_rich_table(rows: Sequence[BdRow]) -> Table:
@@ -19,7 +20,7 @@ def bd_rich_table(rows: Sequence[BdRow]) -> Table:
     previous = None
     for row in rows:
         group = (row.setting, row.anchor)
-        if previous is not None and group != previous and row.anchor != previous[1]:
+        if previous is not None and group != previous:
             table.add_section()
         previous = group
         low = row.overlap is None or row.overlap < LOW_OVERLAP
