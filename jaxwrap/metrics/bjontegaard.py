@@ -104,7 +104,7 @@ def upper_envelope(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[tuple[
     encoder that may choose would seem to lose by having the choice. Raises `ValueError` for a rate that is not
     positive; points of one curve that are not Pareto-optimal within it are left out.
     """
-    from scipy.interpolate import PchipInterpolator
+    from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
 
     candidates: list[tuple[float, float, int, int]] = []
     functions = []

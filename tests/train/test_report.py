@@ -30,11 +30,32 @@ def point(
     sequence: str, mode: str, qp: int, bits: float, psnr: float, *, method: str = "sse", codec: str = "x265"
 ) -> Point:
     return Point(
-        key=f"{sequence}/{mode}/{method}/{qp}/{codec}", dataset="test", sequence=sequence, codec=codec, codec_version="1",
-        config="intra", mode=mode, method=method, method_options="{}", lambda_scale=1.0, seed=0, qp=float(qp), frames=1,
-        bits=round(bits), header_bits=100, kbps=bits / 40, bpp=round(bits) / PIXELS, psnr_y=psnr, psnr_yuv=psnr, ms_ssim=1 - 10 ** (-psnr / 20),
-        encode_s=0.5, method_s=0.0, wrapper_s=0.1, verified=True, mode_bits=0 if mode == "codec" else 4,
-    )  # fmt: skip
+        key=f"{sequence}/{mode}/{method}/{qp}/{codec}",
+        dataset="test",
+        sequence=sequence,
+        codec=codec,
+        codec_version="1",
+        config="intra",
+        mode=mode,
+        method=method,
+        method_options="{}",
+        lambda_scale=1.0,
+        seed=0,
+        qp=float(qp),
+        frames=1,
+        bits=round(bits),
+        header_bits=100,
+        kbps=bits / 40,
+        bpp=round(bits) / PIXELS,
+        psnr_y=psnr,
+        psnr_yuv=psnr,
+        ms_ssim=1 - 10 ** (-psnr / 20),
+        encode_s=0.5,
+        method_s=0.0,
+        wrapper_s=0.1,
+        verified=True,
+        mode_bits=0 if mode == "codec" else 4,
+    )
 
 
 def anchor_bits(qp: int, sequence: str) -> float:

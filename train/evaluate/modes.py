@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
+from flax import nnx
 
 from jaxwrap.methods.plan import Method
 from jaxwrap.parameters import named_parameters
@@ -115,7 +116,7 @@ def combinations(modes: Sequence[Mode], methods: Iterable[Method]) -> list[tuple
     return pairs
 
 
-def _hash(description: object, network: object) -> str:
+def _hash(description: object, network: nnx.Module | None) -> str:
     digest = hashlib.sha256(canonical_json(description).encode())
     if network is not None:
         for name, array in sorted(named_parameters(network).items()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import jax
 
@@ -45,11 +44,11 @@ def _length(intervals: list[tuple[float, float]]) -> float:
     return total
 
 
-def _listen(event: str, seconds: float, **_: Any) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event.startswith(_COMPILATION):
         now = time.perf_counter()
         for watch in _open:
-            watch._compiled(now - seconds, now)
+            watch._compiled(now - duration_secs, now)
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -61,10 +61,25 @@ PACKAGES = ("jaxwrap", "jax", "jaxlib", "flax", "optax", "numpy", "av", "bjonteg
 class ClipLike(Protocol):
     """What the sweep asks of a clip; `jaxwrap.train.media.Clip` is one."""
 
-    name: str
-    frames: Frame
-    bit_depth: int
-    fps: float
+    @property
+    def name(self) -> str:
+        """Unique among the clips of a sweep."""
+        ...
+
+    @property
+    def frames(self) -> Frame:
+        """Integer samples ``[0, 2^d − 1]``."""
+        ...
+
+    @property
+    def bit_depth(self) -> int:
+        """Bits d of a sample, 8 or 10."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, for kbps."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

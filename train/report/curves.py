@@ -158,7 +158,7 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
             for sequence, rows in _grouped(chosen, lambda p: p.sequence).items():
                 known = [p for p in rows if value(p) is not None]
                 options = list(_grouped(known, lambda p: Series(p.mode, p.method, p.method_options)).values())
-                front = upper_envelope([([p.bpp for p in one], [value(p) for p in one]) for one in options])
+                front = upper_envelope([_rate_and_quality(one, quality) for one in options])
                 if front:
                     series[sequence] = _curve(sequence, [options[c][i] for c, i in front], quality)
     return fronts
@@ -243,15 +243,18 @@ def _in_family(point: Point, name: str) -> bool:
 
 
 def _curve(sequence: str, points: list[Point], quality: str) -> Curve:
-    value = QUALITIES[quality][1]
     ordered = sorted(points, key=lambda point: point.bpp)
     return Curve(
         sequence,
-        np.array([point.bpp for point in ordered]),
-        np.array([value(point) for point in ordered], np.float64),
+        *_rate_and_quality(ordered, quality),
         tuple(point.qp for point in ordered),
         tuple(Series(point.mode, point.method).label for point in ordered),
     )
+
+
+def _rate_and_quality(points: list[Point], quality: str) -> tuple[np.ndarray, np.ndarray]:
+    value = QUALITIES[quality][1]
+    return np.array([point.bpp for point in points]), np.array([value(point) for point in points], np.float64)
 
 
 def _grouped(points: Iterable[Point], key: Callable[[Point], Key]) -> dict[Key, list[Point]]:
