@@ -142,9 +142,9 @@ class SeparableConv(nnx.Module):
         init = nnx.initializers.variance_scaling
         shape = (kernel_size, kernel_size, in_channels)
         self.depthwise_kernel = nnx.Param(
-            init(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)(rngs.params(), shape)
+            init(1.0, "fan_in", "uniform", in_axis=(0, 1), out_axis=2)(rngs.params(), shape)
         )
-        pointwise = nnx.initializers.zeros_init() if zero else init(2.0, "fan_in", "normal")
+        pointwise = nnx.initializers.zeros_init() if zero else nnx.initializers.he_uniform()
         self.pointwise_kernel = nnx.Param(pointwise(rngs.params(), (in_channels, out_channels)))
         self.bias = nnx.Param(jnp.zeros(out_channels))
 
@@ -168,7 +168,7 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.stride = stride
-        init = nnx.initializers.zeros_init() if zero else nnx.initializers.he_normal()
+        init = nnx.initializers.zeros_init() if zero else nnx.initializers.he_uniform()
         self.kernel = nnx.Param(init(rngs.params(), (kernel_size, kernel_size, in_channels, out_channels)))
         self.bias = nnx.Param(jnp.zeros(out_channels))
 

@@ -52,9 +52,9 @@ class PostConfig:
     blocks on the way down and on the way up (the coarsest level has only the former).
     """
 
-    widths: tuple[int, ...] = (16, 24, 32)
+    widths: tuple[int, ...] = (16, 28, 32)
     kernels: tuple[int, ...] = (3, 3, 3)
-    encoder_blocks: tuple[int, ...] = (0, 1, 2)
+    encoder_blocks: tuple[int, ...] = (1, 0, 2)
     decoder_blocks: tuple[int, ...] = (1, 1)
     activation: str = "leaky_relu"
 
@@ -62,8 +62,9 @@ class PostConfig:
         levels = len(self.widths)
         if (len(self.kernels), len(self.encoder_blocks), len(self.decoder_blocks)) != (levels, levels, levels - 1):
             raise ValueError(
-                f"{levels} widths were given with {len(self.kernels)} kernels, {len(self.encoder_blocks)} encoder_blocks and "
-                f"{len(self.decoder_blocks)} decoder_blocks; wanted {levels}, {levels} and {levels - 1}"
+                f"{levels} widths were given with {len(self.kernels)} kernels, "
+                f"{len(self.encoder_blocks)} encoder_blocks "
+                f"and {len(self.decoder_blocks)} decoder_blocks; wanted {levels}, {levels} and {levels - 1}"
             )
 
 
@@ -170,7 +171,8 @@ class PreProcessor(nnx.Module):
         a, b = self.ratio.numerator, self.ratio.denominator
         if h % (2 * b) or w % (2 * b):
             raise ValueError(
-                f"a frame of {w}×{h} was given; ratio {self.ratio} wants multiples of {2 * b}: use Wrapper.pre, which pads"
+                f"a frame of {w}×{h} was given; ratio {self.ratio} wants multiples of {2 * b}: "
+                "use Wrapper.pre, which pads"
             )
         linear = resample(frame, h * a // b, w * a // b, self.config.shortcut)
         cells = space_to_depth(frame_to_channels(frame).astype(self.dtype), b)  # [N, H/2b, W/2b, 6·b·b]
@@ -312,8 +314,8 @@ class Wrapper(nnx.Module):
         expected = self.bottleneck_size(*size)
         if size_of(frame) != expected:
             raise ValueError(
-                f"a bottleneck of {size_of(frame)} was given; ratio {self.config.ratio} and pictures of {tuple(size)} want {expected} "
-                "(height, width)"
+                f"a bottleneck of {size_of(frame)} was given; ratio {self.config.ratio} and pictures of {tuple(size)} "
+                f"want {expected} (height, width)"
             )
         padded = self.padded_size(*size)
         if self.post_network is not None:
@@ -347,7 +349,8 @@ def _activation(name: str) -> Any:
 def _as_yuv420(frame: Frame, who: str) -> Yuv420:
     if not isinstance(frame, Yuv420):
         raise ValueError(
-            f"a 4:0:0 frame was given to {who}, whose networks take 4:2:0: add neutral chroma planes, or use a linear wrapper"
+            f"a 4:0:0 frame was given to {who}, whose network takes 4:2:0: "
+            "add neutral chroma planes, or use a linear wrapper"
         )
     check_frame(frame)
     return frame
