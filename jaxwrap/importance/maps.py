@@ -15,6 +15,7 @@ at n_s = 4.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -302,11 +303,24 @@ def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     """A function as an argument for `jax.jit`: equal ones share compiled code, a Partial's parameters are traced."""
     if isinstance(function, jax.tree_util.Partial):
         return function
+    if inspect.ismethod(function):
+        function = _Method(function.__func__, function.__self__)
     try:
         hash(function)
     except TypeError:  # bound to something unhashable: identity is all that is left
         return jax.tree_util.Partial(lambda *args: function(*args))
     return jax.tree_util.Partial(function)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """A bound method that is equal to another where their objects are; Python's own wants the same object."""
+
+    function: Callable[..., Any]
+    instance: Any
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(self.instance, *args)
 
 
 @jax.jit

@@ -107,7 +107,7 @@ def refine_samples(
         target = apply(function, start)
     _check_target(target, output)
 
-    unit = jnp.ones(num)
+    unit = jnp.ones(num, jnp.float32)
     problem = _Problem(
         function,
         as_partial(codec.encode),
@@ -125,7 +125,7 @@ def refine_samples(
         jax.tree.map(jnp.copy, start),
         start,
         jax.tree.map(jnp.zeros_like, start),
-        jnp.full(num, jnp.inf),
+        jnp.full(num, jnp.inf, jnp.float32),
         jnp.full(num, learning_rate, jnp.float32),
     )
     history = []

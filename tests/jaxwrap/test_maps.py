@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -327,3 +328,22 @@ def test_bad_requests_are_refused() -> None:
         batched_importance_maps(lambda h, w: local, [], key=KEY)
     with pytest.raises(ValueError, match="Yuv400, Yuv420"):
         batched_importance_maps(lambda h, w: local, [gray(), colour()], key=KEY)
+
+
+def test_methods_of_equal_objects_share_compiled_code() -> None:
+    traces = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Gain:
+        value: float
+
+        def receive(self, z: Frame) -> jax.Array:
+            traces.append(1)
+            return self.value * local(z)
+
+    first = importance_map(Gain(2.0).receive, gray(), key=KEY)
+    count = len(traces)
+    importance_map(Gain(2.0).receive, gray(), key=KEY)
+    assert len(traces) == count
+    other = importance_map(Gain(4.0).receive, gray(), key=KEY)
+    np.testing.assert_allclose(other.h.y, 4 * np.asarray(first.h.y), rtol=1e-5)

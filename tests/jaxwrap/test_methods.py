@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxwrap.codecs.proxy import ProxyCodec
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.codec import EncodeRequest, EncodeResult
+from jaxwrap.codecs.proxy import ProxyCodec
 from jaxwrap.importance import MapError, importance_map, importance_weights, yuv_metric
 from jaxwrap.methods import METHODS, Dqp, Refine, Sse, method_class, refine_samples
 from jaxwrap.pipeline import Sandwich
