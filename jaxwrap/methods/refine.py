@@ -14,7 +14,8 @@ depth: g is to this L what mean(h) is to WA-RDO's λ. The decoder is not touched
 The search is gradient descent whose step size each picture controls for itself: an iterate that improves L is kept and
 the step grows by a tenth, any other is dropped and the step halves. As L is in squared sample steps, one initial step
 size serves all QPs and receivers. Adam, which moves every sample at the same speed, spends bits where nothing is to be
-gained, and ends at an L that is 1 to 10 % higher after as many steps.
+gained: with 20 steps and its best step size for each QP it ended at an L 2 to 5 % higher (a photograph behind bilinear
+2× upsampling, QP 22 to 37).
 """
 
 from __future__ import annotations
