@@ -1,0 +1,121 @@
+"""The post-processor in PyTorch, for `jaxwrap.train.bench.postprocessor`: run by a Python that has torch, without
+jaxwrap.
+
+    python postprocessor_torch.py CASE.npz OUTPUT.npz THREADS
+
+CASE holds ``config`` (JSON of `PostConfig`), ``size`` (height, width), the bottleneck ``y``, ``u``, ``v`` and one
+array per parameter, named by its path. The decoded frame goes to OUTPUT; then every line on standard input,
+``forward`` or ``train``, is run once and answered by its milliseconds. channels_last throughout, which is PyTorch's
+fast layout for these sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+ACTIVATIONS = {
+    "relu": functional.relu,
+    "leaky_relu": lambda x: functional.leaky_relu(x, 0.1),
+    "hard_swish": functional.hardswish,
+}
+
+
+class PostProcessor(torch.nn.Module):
+    """The network of `jaxwrap.wrappers.switchable.PostProcessor`, with parameters in PyTorch's layout."""
+
+    def __init__(self, config: dict, arrays: dict[str, np.ndarray]):
+        super().__init__()
+        self.config, self.activation = config, ACTIVATIONS[config["activation"]]
+        self.weights = torch.nn.ParameterDict()
+        for path, array in arrays.items():
+            name = path.rsplit("/", 1)[-1]
+            if name == "depthwise_kernel":
+                array = array.transpose(2, 0, 1)[:, None]  # [C, 1, k, k]
+            elif name == "pointwise_kernel":
+                array = array.T[..., None, None]  # [O, C, 1, 1]
+            elif name == "kernel":
+                array = array.transpose(3, 2, 0, 1)  # [O, C, k, k]
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            if tensor.ndim == 4:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            self.weights[path.replace("/", "_")] = torch.nn.Parameter(tensor)
+
+    def separable(self, x: torch.Tensor, path: str, stride: int = 1) -> torch.Tensor:
+        """Depthwise k×k (even kernels at stride 2 are unpadded), 1×1, bias."""
+        w = self.weights
+        kernel = w[f"{path}_depthwise_kernel"]
+        x = functional.conv2d(x, kernel, None, stride, (kernel.shape[-1] - stride) // 2, groups=kernel.shape[0])
+        return functional.conv2d(x, w[f"{path}_pointwise_kernel"], w[f"{path}_bias"])
+
+    def unet(self, x: torch.Tensor) -> torch.Tensor:
+        """Six channels in, six channels of residual out."""
+        act, w, config = self.activation, self.weights, self.config
+        levels = len(config["widths"])
+        h, width = x.shape[-2:]
+        multiple = 2 ** (levels - 1)
+        if h % multiple or width % multiple:
+            x = functional.pad(x, (0, -width % multiple, 0, -h % multiple), mode="replicate")
+        x = act(self.separable(x, "entry"))
+        skips = []
+        for level, blocks in enumerate(config["encoder_blocks"]):
+            for block in range(blocks):
+                x = act(self.separable(x, f"encoder_{level}_{block}"))
+            if level < levels - 1:
+                skips.append(x)
+                x = act(self.separable(x, f"down_{level}", 2))
+        for level in reversed(range(levels - 1)):
+            x = functional.conv2d(x, w[f"up_{level}_kernel"], w[f"up_{level}_bias"])
+            x = skips[level] + functional.interpolate(x, scale_factor=2, mode="nearest")
+            for block in range(config["decoder_blocks"][level]):
+                x = act(self.separable(x, f"decoder_{level}_{block}"))
+        return self.separable(x, "exit")[..., :h, :width]
+
+    def forward(self, planes: list[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+        """Planes [N, 1, H, W] of the bottleneck → planes of ``size``."""
+        sizes = [size, (size[0] // 2, size[1] // 2), (size[0] // 2, size[1] // 2)]
+        y, u, v = (
+            p if p.shape[-2:] == s else functional.interpolate(p, size=s, mode="bilinear", align_corners=False)
+            for p, s in zip(planes, sizes, strict=True)
+        )
+        uv = torch.cat([u, v], 1)
+        x = torch.cat([functional.pixel_unshuffle(y, 2), uv], 1).contiguous(memory_format=torch.channels_last)
+        residual = self.unet(x)
+        uv = (
+            functional.conv2d(uv, self.weights["chroma_kernel"], self.weights["chroma_bias"], padding=1)
+            + residual[:, 4:]
+        )
+        return [y + functional.pixel_shuffle(residual[:, :4], 2), uv[:, :1], uv[:, 1:]]
+
+
+def main(case_path: str, output_path: str, threads: str) -> None:
+    """Checks in with the decoded frame, then answers timing requests until standard input closes."""
+    torch.set_num_threads(int(threads))
+    case = dict(np.load(case_path))
+    config, size = json.loads(str(case.pop("config"))), tuple(int(s) for s in case.pop("size"))
+    planes = [torch.from_numpy(case.pop(name))[:, None] for name in ("y", "u", "v")]
+    network = PostProcessor(config, case)
+
+    def forward() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return network(planes, size)
+
+    def train() -> None:
+        network.zero_grad(set_to_none=True)
+        sum((p**2).mean() for p in network(planes, size)).backward()
+
+    np.savez(output_path, *(p[:, 0].numpy() for p in forward()), version=torch.__version__)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        {"forward": forward, "train": train}[line.strip()]()
+        print((time.perf_counter() - start) * 1e3, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
