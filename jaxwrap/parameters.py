@@ -12,7 +12,7 @@ from flax import nnx
 
 def named_parameters(module: nnx.Module) -> dict[str, np.ndarray]:
     """All `nnx.Param` of a module as ``{"post.head.kernel": array}``, in a fixed order, as host arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module, nnx.Param).to_pure_dict())
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     return {
         ".".join(_part(k) for k in path): np.asarray(leaf) for path, leaf in sorted(leaves, key=lambda p: str(p[0]))
     }
@@ -41,7 +41,7 @@ def assign_parameters(
         )
     state = nnx.state(module, nnx.Param)
     flat = jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(arrays[".".join(_part(k) for k in path)]), state.to_pure_dict()
+        lambda path, _: jnp.asarray(arrays[".".join(_part(k) for k in path)]), nnx.to_pure_dict(state)
     )
     nnx.replace_by_pure_dict(state, flat)
     nnx.update(module, state)

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Operations that use a thread pool of their own inside eight devices on two cores wait for each other for ever.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"]
+).strip()
 
 import jax
 import pytest

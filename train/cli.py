@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json as json_format
 import os
 import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from jaxwrap.arrays import Yuv420
+    from jaxwrap.methods.plan import Method
+    from jaxwrap.train.evaluate.modes import Mode
+    from jaxwrap.train.fit.config import FitConfig
+    from jaxwrap.train.media import Clip
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Neural wrappers around standard video codecs: train them, map what the receiver needs, encode with real codecs, compare.",
+    help="Neural wrappers around standard video codecs: train them, map what the receiver needs, encode with real "
+    "codecs, compare.",
 )
 bench = typer.Typer(
     no_args_is_help=True, help="Benchmarks, each against its peer in the same run. Prints figures; --json keeps them."
@@ -53,6 +67,331 @@ def _escaped(text: object) -> str:
 def progress_bar() -> Progress:
     """The one progress bar of all commands, with an ETA."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"), console=console,
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
     )  # fmt: skip
+
+
+def split_words(text: str) -> list[str]:
+    """``"a, b"`` → ``["a", "b"]``."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in split_words(text)]
+    except ValueError:
+        raise ValueError(
+            f"--qps {text!r} was given; wanted numbers separated by commas, such as 22,27,32,37,42"
+        ) from None
+
+
+def _warn_unreadable(unreadable: Sequence[object]) -> None:
+    if unreadable:
+        console.print(f"[yellow]{len(unreadable)} file(s) could not be read and were left out:[/]")
+        for item in unreadable:
+            console.print(f"  {_escaped(item)}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    help="""Trains a wrapper through the proxy codec, and resumes where it stopped.
+
+    PRESET is smoke (a minute, no data needed), pilot (the shipped checkpoints) or full (SNW's sizes, for a GPU).
+    OVERRIDES are KEY=VALUE words: data=DIR,DIR (pictures, clips, folders), validation=…, mode=pair|post,
+    ratio=1|2/3|1/2|1/4, steps, batch, crop, learning_rate, lmbda, bit_depth=8|10, step_jitter, rate_refresh,
+    dtype=float32|bfloat16, init=FILE, seed, … . The folder keeps config.json, log.csv, states/ (to resume),
+    best.wrapper.npz and last.wrapper.npz.
+    """
+)
+def train(
+    preset: Annotated[str, typer.Argument(help="smoke, pilot or full")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE …")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of this run. Default: runs/PRESET-MODE-RATIO.")] = None,
+) -> None:
+    """Trains a wrapper."""
+    from jaxwrap.train.fit import config as configs
+    from jaxwrap.train.pictures import training_pictures
+
+    config = configs.override(configs.preset(preset), overrides or [])
+    out = out or Path("runs") / f"{preset}-{config.mode}-{config.ratio.replace('/', 'of')}"
+    pictures, validation, unreadable = training_pictures(config)
+    _warn_unreadable(unreadable)
+    console.print(f"{len(pictures)} pictures to train on, {len(validation)} to validate on → {out}")
+    run_fit(config, pictures, validation, out)
+    console.print(
+        f"wrapper: {out}/best.wrapper.npz (lowest validation loss), {out}/last.wrapper.npz; log: {out}/log.csv"
+    )
+
+
+def run_fit(config: FitConfig, pictures: list[Yuv420], validation: list[Yuv420], out: Path) -> None:
+    """`jaxwrap.train.fit.loop.fit` under a progress bar."""
+    from jaxwrap.train.fit.loop import Progress as FitProgress
+    from jaxwrap.train.fit.loop import fit
+    from jaxwrap.train.memory import keep_memory
+
+    keep_memory()
+    with progress_bar() as bar:
+        task = bar.add_task("train", total=config.steps, note="compiling")
+
+        def report(progress: FitProgress) -> None:
+            m = progress.metrics
+            if "validation_loss" in m:
+                bar.console.print(
+                    f"step {progress.step}: validation loss {m['validation_loss']:.2f}, "
+                    f"PSNR-YUV {m['validation_psnr_yuv']:.2f} dB",
+                    highlight=False,
+                )
+                return
+            note = "loss {loss:.1f}  {bits_per_pixel:.3f} bpp  {psnr_yuv:.2f} dB  step {step_size:.1f}".format(**m)
+            bar.update(task, completed=progress.step, note=note)
+
+        fit(config, pictures, validation, out, report=report)
+
+
+@app.command(
+    help="""Maps what the receiver needs: importance maps of a wrapper's post-processor, one .dat + .json per clip.
+
+    The map is diag(JᵀMJ) at the bottleneck's samples, by random sketches; M is YUV 6:1:1. All clips go through in one
+    batch.
+    """
+)
+def importance(
+    input: Annotated[
+        list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, or folders. Repeatable.")
+    ],
+    wrapper: Annotated[str, typer.Option(help="Wrapper file, training folder, or shipped name.")] = "pair-1of2",
+    out: Annotated[Path, typer.Option(help="Folder for the maps.")] = Path("runs/importance"),
+    sketches: Annotated[int, typer.Option(help="Random sketches; the block-level error falls with their root.")] = 4,
+    max_frames: Annotated[int | None, typer.Option(help="Frames of each clip, at most.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
+) -> None:
+    """Writes importance maps."""
+    from jaxwrap.train.fit.checkpoints import load_wrapper
+    from jaxwrap.train.maps import clip_maps, write_clip_map
+    from jaxwrap.train.media import open_clips
+
+    network, _ = load_wrapper(wrapper)
+    clips, unreadable = open_clips(input, max_frames=max_frames)
+    with console.status(f"{len(clips)} clips, {sketches} sketches"):
+        maps = clip_maps(network, clips, sketches=sketches, seed=seed)
+    table = Table("clip", "size", "maps", "relative error of 16×16 means", "file")
+    for clip, clip_map in zip(clips, maps, strict=True):
+        path = out / f"{clip.name.replace('/', '_')}.dat"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = write_clip_map(path, clip_map, receiver=f"post-processor of {wrapper}", seed=seed, details={})
+        error = info.details["relative_standard_error_16x16"]
+        table.add_row(
+            clip.name,
+            f"{info.width}×{info.height}",
+            str(info.maps),
+            "—" if error is None else f"{error:.2f}",
+            str(path),
+        )
+    console.print(table)
+    _warn_unreadable(unreadable)
+
+
+@app.command(
+    help="""Encodes with real codecs, decodes, verifies and measures; resumes where it stopped.
+
+    Modes compared: the codec alone, bilinear and Lanczos-4 down/up-sampling at each wrapper's ratio, and every
+    --wrapper given (a pair also with every method beside sse). Writes results.csv, manifest.json and report.html.
+    """
+)
+def evaluate(
+    input: Annotated[
+        list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, or folders. Repeatable.")
+    ],
+    wrapper: Annotated[
+        list[str] | None,
+        typer.Option("--wrapper", "-w", help="Wrapper file, training folder, or shipped name. Repeatable."),
+    ] = None,
+    codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x264,x265",
+    methods: Annotated[str, typer.Option(help="Comma-separated: sse, dqp, refine.")] = "sse",
+    qps: Annotated[
+        str, typer.Option(help="Comma-separated QPs of the specification, at least 5 for BD figures.")
+    ] = "22,27,32,37,42,47",
+    config: Annotated[str, typer.Option(help="intra, lowdelay or randomaccess.")] = "intra",
+    encoder_preset: Annotated[
+        str | None, typer.Option("--preset", help="The encoder's effort. Default: medium.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of this evaluation.")] = Path("runs/evaluate"),
+    dataset: Annotated[str, typer.Option(help="Name written into the results.")] = "user",
+    max_frames: Annotated[int | None, typer.Option(help="Frames of each clip, at most.")] = None,
+    processes: Annotated[int, typer.Option(help="Encodes in parallel. Default: the number of cores.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
+) -> None:
+    """Runs a sweep and its report."""
+    from jaxwrap.train.evaluate.modes import mode_of
+    from jaxwrap.train.fit.checkpoints import load_wrapper
+    from jaxwrap.train.media import open_clips
+
+    networks = [load_wrapper(name)[0] for name in wrapper or ["post-1of2", "pair-1of2"]]
+    clips, unreadable = open_clips(input, max_frames=max_frames)
+    modes = standard_modes(sorted({network.config.ratio for network in networks})) + [
+        mode_of(network) for network in networks
+    ]
+    failures = run_evaluation(
+        clips, modes, split_words(codec), split_words(methods), _numbers(qps), out,
+        dataset=dataset, config=config, preset=encoder_preset, processes=processes or os.cpu_count() or 1, seed=seed,
+    )  # fmt: skip
+    _warn_unreadable(unreadable)
+    if failures:
+        raise typer.Exit(1)
+
+
+def standard_modes(ratios: Sequence[Fraction]) -> list[Mode]:
+    """The codec alone and the linear resamplers at these ratios (1 is the codec alone)."""
+    from jaxwrap.train.evaluate.modes import codec_mode, linear_mode
+    from jaxwrap.wrappers.resample import KINDS
+
+    return [codec_mode()] + [linear_mode(kind, ratio) for ratio in ratios if ratio != 1 for kind in KINDS]
+
+
+def run_evaluation(
+    clips: Sequence[Clip],
+    modes: Sequence[Mode],
+    codecs: Sequence[str],
+    methods: Sequence[str],
+    qps: Sequence[float],
+    out: Path,
+    *,
+    dataset: str,
+    config: str,
+    preset: str | None,
+    processes: int,
+    seed: int,
+) -> int:
+    """Sweep, BD table and report; returns the number of points that failed, after naming them."""
+    from jaxwrap.codecs.x26x import X26x
+    from jaxwrap.train.evaluate.sweep import run_sweep
+    from jaxwrap.train.report.html import write_report
+    from jaxwrap.train.report.terminal import bd_rich_table
+
+    with progress_bar() as bar:
+        result = run_sweep(
+            clips,
+            modes,
+            [X26x(name) for name in codecs],  # type: ignore[arg-type]  # X26x itself names the valid ones
+            qps,
+            [new_method(name) for name in methods],
+            out,
+            dataset=dataset,
+            processes=processes,
+            config=config,  # type: ignore[arg-type]
+            preset=preset,
+            seed=seed,
+            progress=bar,
+        )
+    rows = write_report([out], out / "report.html")
+    console.print(bd_rich_table(rows))
+    verified = sum(point.verified for point in result.points)
+    console.print(
+        f"{len(result.points)} points ({result.from_cache} measured before), {verified} verified by an independent "
+        "decoder\n"
+        f"results: {out}/results.csv   report: {out}/report.html   settings and versions: {out}/manifest.json",
+        soft_wrap=True,
+    )
+    for failure in result.failures:
+        console.print(
+            f"[red]failed:[/] {failure.sequence}, {failure.codec}, {failure.mode}, {failure.method}, "
+            f"QP {failure.qp:g}: {_escaped(failure.error)}",
+            soft_wrap=True,
+        )
+    return len(result.failures)
+
+
+def new_method(name: str) -> Method:
+    """A method by name, with the settings that evaluations use: YUV 6:1:1 as the metric, the proxy for refine."""
+    from jaxwrap.codecs.proxy import ProxyCodec
+    from jaxwrap.importance.maps import yuv_metric
+    from jaxwrap.methods import Dqp, Refine, method_class
+
+    kind = method_class(name)
+    if kind is Dqp:
+        return Dqp(metric=yuv_metric)
+    if kind is Refine:
+        return Refine(codec=ProxyCodec(), qp=32.0, metric=yuv_metric)
+    return kind()  # type: ignore[call-arg]
+
+
+@app.command(help="Makes one report.html of one or more results (results.csv files, or folders that evaluate wrote).")
+def report(
+    results: Annotated[list[Path], typer.Argument(help="results.csv files or their folders.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: report.html beside the first results.")] = None,
+) -> None:
+    """Writes a report and prints its BD table."""
+    from jaxwrap.train.report.html import write_report
+    from jaxwrap.train.report.terminal import bd_rich_table
+
+    first = results[0]
+    out = out or (first if first.is_dir() else first.parent) / "report.html"
+    console.print(bd_rich_table(write_report(results, out)))
+    console.print(f"report: {out}", soft_wrap=True)
+
+
+@app.command(help="Lists devices, versions, and which encoders were found where.")
+def doctor() -> None:
+    """Prints what this machine has."""
+    from jaxwrap.train.doctor import examine
+
+    table = Table("topic", "item", "finding")
+    previous = ""
+    for topic, item, finding in examine():
+        if previous not in ("", topic):
+            table.add_section()
+        table.add_row(topic if topic != previous else "", item, _escaped(finding))
+        previous = topic
+    console.print(table)
+
+
+@app.command(
+    help="""The main job on scikit-image's bundled photographs: fine-tune, map, encode with x264 and x265, compare,
+    report.
+
+    Takes a few minutes on two cores. Run again, it resumes.
+    """
+)
+def demo(out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo")) -> None:
+    """Runs the demo."""
+    from jaxwrap.train.demo import run_demo
+
+    if run_demo(out):
+        raise typer.Exit(1)
+
+
+def _keep(figures: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(json_format.dumps(figures, indent=1) + "\n")
+        os.replace(temporary, path)
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+
+
+@bench.command("proxy", help="Proxy codec, forward + gradient on 8 × 256² × 3, against Google's sandwiched TF proxy.")
+def bench_proxy(
+    peer: Annotated[
+        Path | None, typer.Option(help="A sandwiched_compression checkout; without it, our own figures only.")
+    ] = None,
+    peer_python: Annotated[Path | None, typer.Option(help="An interpreter that has TensorFlow.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of 8 steps on each side, in turn.")] = 12,
+    json: Json = None,
+) -> None:
+    """Measures the proxy."""
+    from jaxwrap.train.bench import proxy
+
+    _keep(proxy.run(peer=peer, peer_python=peer_python, rounds=rounds), json)
+
+
+@bench.command(
+    "jpeg-rate", help="Bytes by which the JPEG rate differs from libjpeg: pictures × 7 qualities × 8 flat steps."
+)
+def bench_jpeg_rate(
+    images: Annotated[Path, typer.Argument(help="Folder of pictures, such as Kodak's 24.")], json: Json = None
+) -> None:
+    """Measures the JPEG rate."""
+    from jaxwrap.train.bench import jpeg_rate
+
+    _keep(jpeg_rate.run(images=images), json)

@@ -7,6 +7,7 @@ import platform
 from importlib import metadata
 
 import jax
+
 from jaxwrap.codecs.reference.programs import PROGRAMS, find_program
 
 PACKAGES = ("jaxwrap", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av", "pillow", "bjontegaard")

@@ -18,14 +18,17 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from jaxwrap.codecs.reference.yuv import count_frames, parse_name, read_yuv
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxwrap.arrays import Frame, Yuv420, frame_of, stack_frames
+from jaxwrap.codecs.reference.yuv import count_frames, parse_name, read_yuv
 from jaxwrap.colour import rgb_to_yuv420
+
+if TYPE_CHECKING:
+    import av
 
 STILL_FPS = 1.0
 """Frame rate of a picture."""
@@ -165,6 +168,8 @@ def _read_picture(path: Path) -> Yuv420 | None:
 
 
 def _read_video(path: Path, max_frames: int | None) -> tuple[Yuv420, int, float]:
+    import av  # here, so that training on pictures needs no PyAV
+
     try:
         # Playlists may name other places; a clip is one local file.
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:

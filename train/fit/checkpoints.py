@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxwrap.train.fit.step import FitState
 
 from jaxwrap.parameters import assign_parameters, named_parameters
+from jaxwrap.train.fit.step import FitState
 from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig, wrapper_from_config
 
 SUFFIX = ".wrapper.npz"

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from jaxwrap.arrays import Yuv420, size_of, stack_frames
+from jaxwrap.codecs.proxy import rate_scale
+from jaxwrap.parameters import assign_parameters, named_parameters
+from jaxwrap.samples import denormalise, normalise
 from jaxwrap.train.fit.checkpoints import SUFFIX, RunStates, load_wrapper, save_wrapper
 from jaxwrap.train.fit.config import FitConfig
 from jaxwrap.train.fit.data import crop_batch, prefetch
-from jaxwrap.train.fit.step import FitState, Metrics, initial_state, make_loss, make_step, new_wrapper, with_parameters
-
-from jaxwrap.arrays import Yuv420, size_of, stack_frames
-from jaxwrap.parameters import assign_parameters, named_parameters
+from jaxwrap.train.fit.step import Metrics, initial_state, make_loss, make_step, new_wrapper, with_parameters
 from jaxwrap.wrappers.switchable import Wrapper
 
 LOG_FIELDS = (
@@ -84,8 +86,7 @@ def fit(
     log = _Log(out / "log.csv")
     try:
         fresh = initial_state(wrapper, config)
-        first = jax.device_put(_batch(config, pictures, 0), sharded)
-        fresh = dataclasses.replace(fresh, rate_scale=_first_rate_scale(wrapper, config, fresh, first))
+        fresh = dataclasses.replace(fresh, rate_scale=_first_rate_scale(config, _batch(config, pictures, 0)))
         fresh = jax.device_put(fresh, replicated)
         state = states.latest(fresh)
         if state is None:
@@ -184,10 +185,12 @@ def _shardings(batch: int, devices: list[jax.Device] | None) -> tuple[NamedShard
     return NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 
 
-def _first_rate_scale(wrapper: Wrapper, config: FitConfig, state: FitState, batch: Yuv420) -> jax.Array:
-    """a of equation 1 for step 0: every later one comes out of a step."""
-    probe = make_step(wrapper, dataclasses.replace(config, rate_refresh=1))
-    return jax.jit(lambda s, b: probe(s, b)[0].rate_scale)(state, batch)
+def _first_rate_scale(config: FitConfig, batch: Yuv420) -> jax.Array:
+    """a of equation 1 for the first step, counted on the pictures themselves: every later one comes out of a step."""
+    samples = denormalise(normalise(batch, 8), config.bit_depth)
+    return jax.jit(rate_scale, static_argnames="bit_depth")(
+        samples, config.initial_step_size * 2.0 ** (config.bit_depth - 8), bit_depth=config.bit_depth
+    )
 
 
 def _finite_mean(pending: list[tuple[int, Metrics]]) -> dict[str, float]:

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES
-from jaxwrap.codecs.proxy import ProxyCodec, rate_scale, step_from_parameter
-from jaxwrap.train.fit.config import FitConfig
 
 from jaxwrap.arrays import Yuv420
 from jaxwrap.codec import EncodeRequest
+from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES
+from jaxwrap.codecs.proxy import ProxyCodec, rate_scale, step_from_parameter
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import normalise
+from jaxwrap.train.fit.config import FitConfig
 from jaxwrap.wrappers.switchable import PostConfig, PreConfig, Wrapper, WrapperConfig, wrapper_from_config
 
 YUV_WEIGHTS = (6.0, 1.0, 1.0)
@@ -77,7 +77,7 @@ def optimiser(config: FitConfig) -> optax.GradientTransformation:
 def initial_state(wrapper: Wrapper, config: FitConfig) -> FitState:
     """Step 0: fresh optimiser, the wrapper's own parameters."""
     theta = jnp.log(jnp.float32(config.initial_step_size))
-    params = {"wrapper": nnx.state(wrapper, nnx.Param).to_pure_dict(), "log_step": theta}
+    params = {"wrapper": nnx.to_pure_dict(nnx.state(wrapper, nnx.Param)), "log_step": theta}
     return FitState(
         step=jnp.int32(0),
         params=params,
@@ -140,7 +140,8 @@ def make_step(wrapper: Wrapper, config: FitConfig) -> Callable[[FitState, Yuv420
         grads, (metrics, (z, steps, blocks)) = jax.grad(loss, has_aux=True)(
             state.params, pictures, key, state.rate_scale
         )
-        updates, opt_state = update(grads, state.optimiser, state.params)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # what Optax is written for
+            updates, opt_state = update(grads, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         scale = jax.lax.cond(
             state.step % config.rate_refresh == 0,
