@@ -120,9 +120,10 @@ def upper_envelope(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[tuple[
         functions.append(PchipInterpolator(x, qualities[own], extrapolate=False) if own.size > 1 else None)
 
     def beaten(rate: float, quality: float, curve: int) -> bool:
-        # Outside of its own points an interpolant is NaN, which beats nothing.
+        # Outside of its own points an interpolant is NaN, which beats nothing. Equal curves do not beat one another by
+        # rounding.
         others = (f for c, f in enumerate(functions) if c != curve and f is not None)
-        return any(bool(f(np.log(rate)) > quality) for f in others)
+        return any(bool(f(np.log(rate)) > quality + 1e-9) for f in others)
 
     kept = [candidate for candidate in candidates if not beaten(*candidate[:3])]
     front = pareto_front([k[0] for k in kept], [k[1] for k in kept])

@@ -25,6 +25,7 @@ import pytest
 
 from jaxwrap.arrays import Frame
 from jaxwrap.codec import EncodeRequest, Weights
+from jaxwrap.codecs.x26x import X26x
 from jaxwrap.methods.plan import Plan
 from jaxwrap.methods.sse import Sse
 from jaxwrap.metrics.distortion import mean_psnr
@@ -250,6 +251,19 @@ def test_rows_state_what_was_coded_and_modes_with_the_same_samples_share_a_strea
         clips, modes[:1], [codec], [22, 30, 37], [Sse()], tmp_path / "more", dataset="test", processes=1, seed=3
     )
     assert (more.encodes, more.from_cache) == (3, 6)
+
+
+def test_a_real_encoder_runs_in_the_worker_processes(tmp_path: Path, stand_in: ModuleType) -> None:
+    (first, *_), codec = stand_in.clips(), X26x("x264")
+    result = run_sweep(
+        [first], [codec_mode()], [codec], [22, 37], [Sse()], tmp_path / "out", processes=1, preset="fast"
+    )
+    assert result.failures == []
+    fine, coarse = result.points
+    assert fine.verified
+    assert fine.codec_version == codec.version
+    assert fine.bits > coarse.bits > fine.header_bits > 0
+    assert fine.psnr_yuv > coarse.psnr_yuv + 3
 
 
 def test_what_fails_is_set_aside_and_the_rest_completes(tmp_path: Path, stand_in: ModuleType) -> None:

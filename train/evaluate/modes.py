@@ -119,6 +119,7 @@ def combinations(modes: Sequence[Mode], methods: Iterable[Method]) -> list[tuple
 def _hash(description: object, network: nnx.Module | None) -> str:
     digest = hashlib.sha256(canonical_json(description).encode())
     if network is not None:
+        digest.update(np.dtype(network.dtype).name.encode())
         for name, array in sorted(named_parameters(network).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -25,8 +25,9 @@ class Point:
     ``bits`` counts everything that a decoder needs: the stream with its ``header_bits`` (parameter sets), the method's
     side information, and ``mode_bits`` for telling the mode. ``kbps`` = bits · fps / (1000 · frames); ``bpp`` is per
     pixel of the original. Qualities are in dB, but ``ms_ssim`` in [0, 1]. Seconds are wall time of the whole clip,
-    without compilation; ``wrapper_s`` is pre- and post-processor. ``method_options`` is JSON. ``verified``: an
-    independent decoder reproduced the encoder's reconstruction.
+    without compilation; ``wrapper_s`` is pre- and post-processor, ``method_s`` the plan, ``map_s`` the same where the
+    plan is an importance map. ``receiver_snr`` is empty where the receiver's output is the frames themselves.
+    ``method_options`` is JSON. ``verified``: an independent decoder reproduced the encoder's reconstruction.
     """
 
     key: str

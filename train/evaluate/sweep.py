@@ -255,6 +255,7 @@ class _Sweep:
             if record is None or self.pictures.wants(row):
                 todo.add(row.key)
         from_cache = len(self.points)
+        self._say(f"{len(self.rows)} points, {from_cache} of them measured before")
         if todo:
             self._measure(todo, processes)
         self.pictures.write()
@@ -264,8 +265,7 @@ class _Sweep:
 
     def _measure(self, todo: set[str], processes: int) -> None:
         streams = len({self._stream(row) for row in self.rows if row.key in todo})
-        known = len(self.rows) - len(todo)
-        self._say(f"{len(self.rows)} points, {known} of them measured before; {streams} streams to encode")
+        self._say(f"{streams} streams to encode")
         bar = self.progress
         task = bar.add_task("encode", total=streams, note="") if bar is not None else None
         started, encode_s, done = time.perf_counter(), 0.0, 0
