@@ -22,14 +22,13 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
-from flax import nnx
 
 from jaxwrap.methods.plan import Method
 from jaxwrap.parameters import named_parameters
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.train.evaluate.points import canonical_json
 from jaxwrap.wrappers.resample import Kind
-from jaxwrap.wrappers.switchable import Wrapper, linear_wrapper
+from jaxwrap.wrappers.switchable import PostProcessor, PreProcessor, Wrapper, linear_wrapper
 
 BIT_DEPTH = 10
 """Bits of the bottleneck's samples, and of the samples that are compared."""
@@ -116,7 +115,7 @@ def combinations(modes: Sequence[Mode], methods: Iterable[Method]) -> list[tuple
     return pairs
 
 
-def _hash(description: object, network: nnx.Module | None) -> str:
+def _hash(description: object, network: PreProcessor | PostProcessor | None) -> str:
     digest = hashlib.sha256(canonical_json(description).encode())
     if network is not None:
         digest.update(np.dtype(network.dtype).name.encode())
