@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices, dct_matrix
-from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
-from jaxwrap.codecs.jpeg.tables import MAX_STEP
 
 from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames
 from jaxwrap.codec import EncodeRequest, EncodeResult
+from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices, dct_matrix
+from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
+from jaxwrap.codecs.jpeg.tables import MAX_STEP
 from jaxwrap.samples import max_sample, round_half_away
 
 _MIN_LOG_PER_SAMPLE = 0.01
@@ -79,10 +79,13 @@ class ProxyCodec:
         """
         step = self._step(frames, request)
         blocks = _block_sizes(self.block_sizes, num_frames(frames))
-        decoded, log_sum = _code(frames, step, blocks, request.bit_depth)
         scale = self.rate_scale
         if scale is None:
             jpeg_bits = _jpeg_bits(frames, step, request.bit_depth)
+            # XLA must count first, and then use the same memory again: a dependence, because it drops barriers on CPU.
+            step = jnp.where(jpeg_bits >= 0, step, jnp.nan)
+        decoded, log_sum = _code(frames, step, blocks, request.bit_depth)
+        if scale is None:
             scale = jpeg_bits / _floored(log_sum, frames)
         return EncodeResult(decoded, jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32)) * log_sum)
 
@@ -169,21 +172,25 @@ def transform_code(x: jax.Array, step: jax.Array, basis: jax.Array, counted: jax
 def _transform_code_forward(
     x: jax.Array, step: jax.Array, basis: jax.Array, counted: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    # In units of the step, which is applied on the side of the samples: 3 planes of memory less than dividing Y.
     q = step[:, None, None]
-    y = _transform(x, basis)
-    levels = jnp.asarray(round_half_away(y / q))
-    decoded = _transform(levels * q, jnp.swapaxes(basis, -1, -2))
-    log_sum = jnp.sum(jnp.log1p(jnp.abs(y) / q) * counted, axis=(1, 2))
-    return (decoded, log_sum), (y, decoded - x, q, basis, counted)
+    u = _transform(x / q, basis)  # Y/q
+    decoded = _transform(jnp.asarray(round_half_away(u)), jnp.swapaxes(basis, -1, -2)) * q
+    log_sum = jnp.sum(jnp.log1p(jnp.abs(u)) * counted, axis=(1, 2))
+    return (decoded, log_sum), (u, decoded - x, q, basis, counted)
 
 
 def _transform_code_backward(saved: tuple, gradients: tuple[jax.Array, jax.Array]) -> tuple:
-    y, error, q, basis, counted = saved
+    u, error, q, basis, counted = saved
     g_decoded, g_log_sum = gradients
-    density = counted / (q + jnp.abs(y))
-    sign = jnp.where(jnp.abs(y) > _ZERO_COEFFICIENT, jnp.sign(y), 0.0)
-    g_rate = _transform(g_log_sum[:, None, None] * sign * density, jnp.swapaxes(basis, -1, -2))
-    g_step = jnp.sum(g_decoded * error, axis=(1, 2)) - g_log_sum * jnp.sum(jnp.abs(y) * density, axis=(1, 2))
+    magnitude = jnp.abs(u)
+    sign = jnp.where(magnitude * q > _ZERO_COEFFICIENT, jnp.sign(u), 0.0)
+    g_rate = _transform(sign / (1.0 + magnitude) * counted, jnp.swapaxes(basis, -1, -2)) * (
+        g_log_sum[:, None, None] / q
+    )
+    g_step = jnp.sum(g_decoded * error, axis=(1, 2)) - g_log_sum * jnp.sum(
+        magnitude / (1.0 + magnitude) * counted, axis=(1, 2)
+    )
     return g_decoded + g_rate, g_step / q[:, 0, 0], None, None
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxwrap.arrays import Array
 from jaxwrap.codecs.jpeg.dct import islow_dct
 from jaxwrap.codecs.jpeg.tables import (
     AC_LENGTHS,
@@ -22,8 +24,6 @@ from jaxwrap.codecs.jpeg.tables import (
     ZERO_RUN,
     ZIGZAG,
 )
-
-from jaxwrap.arrays import Array
 
 
 def jpeg_num_bytes(plane: Array, table: Array, *, exact: bool = True) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, block_dct_matrices, dct_matrix, islow_dct
 
 

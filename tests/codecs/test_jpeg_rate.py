@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+
 from jaxwrap.codecs.jpeg.rate import entropy_coded_bits, jpeg_num_bytes
 from jaxwrap.codecs.jpeg.tables import (
     AC_LENGTHS,
@@ -18,7 +20,6 @@ from jaxwrap.codecs.jpeg.tables import (
     flat_table,
     quality_table,
 )
-from PIL import Image
 
 TABLES = [quality_table(quality) for quality in range(5, 101, 5)] + [
     flat_table(step) for step in (1, 2, 3, 5, 8, 17, 40, 90, 255)

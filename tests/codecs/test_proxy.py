@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxwrap.codecs.jpeg.tables import HEADER_NUM_BYTES
-from jaxwrap.codecs.proxy import ProxyCodec, clip_to_range, rate_scale, step_from_parameter
 from PIL import Image
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.codec import EncodeRequest, Weights
+from jaxwrap.codecs.jpeg.tables import HEADER_NUM_BYTES
+from jaxwrap.codecs.proxy import ProxyCodec, clip_to_range, rate_scale, step_from_parameter
 
 LEARNT = EncodeRequest(qp=None)
 

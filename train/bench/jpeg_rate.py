@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image, features
+
 from jaxwrap.codecs.jpeg.rate import entropy_coded_bits, jpeg_num_bytes
 from jaxwrap.codecs.jpeg.tables import flat_table, quality_table
-from PIL import Image, features
 
 QUALITIES = (5, 10, 25, 50, 75, 90, 100)
 FLAT_STEPS = (1, 2, 4, 8, 16, 40, 100, 255)
@@ -82,8 +83,8 @@ def _print(figures: dict[str, Any], num_pictures: int) -> None:
         f"{figures['device']}, jax {figures['jax']}, libjpeg-turbo {figures['libjpeg_turbo']}"
     )
     print(
-        f"{figures['files_differing']} of {figures['files']} files differ, by {figures['bytes_differing']} bytes in all; "
-        f"sizes without stuffing are off by {error['mean']:.2f} % on average, {error['max']:.2f} % at worst"
+        f"{figures['files_differing']} of {figures['files']} files differ, by {figures['bytes_differing']} bytes; "
+        f"without stuffing off by {error['mean']:.2f} % on average, {error['max']:.2f} % at worst"
     )
     print(
         f"ms per megapixel: file size {ms['exact']:.1f}, without stuffing {ms['unstuffed']:.1f}, "

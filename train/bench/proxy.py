@@ -24,10 +24,10 @@ from typing import IO, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxwrap.codecs.proxy import ProxyCodec, rate_scale
 
 from jaxwrap.arrays import Yuv400
 from jaxwrap.codec import EncodeRequest
+from jaxwrap.codecs.proxy import ProxyCodec, rate_scale
 
 NUM_PICTURES, SIZE, PLANES = 8, 256, 3
 STEP_SIZE = 8.0
@@ -42,24 +42,13 @@ VARIANTS = {
     "mixed_refreshed": f"block sizes 4…32 mixed, rate scale counted every {REFRESH_STEPS} steps",
 }
 
-# glibc returns blocks over 32 MB to the system when they are freed, and XLA's buffers of one step are one such block:
-# every step would then pay for 10 000 page faults (half of its time on the machine where this was found). Both sides
-# are told to keep memory.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
 
-
-def run(
-    *, peer: Path | None = None, peer_python: Path | None = None, rounds: int = 12, keep_memory: bool = True
-) -> dict[str, Any]:
+def run(*, peer: Path | None = None, peer_python: Path | None = None, rounds: int = 12) -> dict[str, Any]:
     """Measures and prints milliseconds per step, and the peer's over ours.
 
     ``peer``: folder of a sandwiched_compression checkout; ``peer_python``: an interpreter that has TensorFlow
     (default: this one); without ``peer`` only our own figures. ``rounds`` of `REFRESH_STEPS` steps each; figures are
-    medians over rounds, ratios medians of the rounds' ratios. ``keep_memory`` applies `KEEP_MEMORY` to both sides.
+    medians over rounds, ratios medians of the rounds' ratios.
 
     Returns ``{"device", "jax", "cpus", "peer", "ms": {variant: …}, "ratio": {variant: …}}``. Raises `ValueError` when
     the folder is no checkout, `RuntimeError` with the other side's messages when it fails.
@@ -68,17 +57,16 @@ def run(
         raise ValueError(
             f"{peer} holds no image_compression/encode_decode_intra_lib.py: give a sandwiched_compression checkout"
         )
-    environment = os.environ | (KEEP_MEMORY if keep_memory else {})
     with tempfile.TemporaryDirectory() as folder:
         planes = Path(folder) / "planes.npy"
         np.save(planes, _pictures())
-        ours = _Side("jaxwrap", [sys.executable, "-c", _OUR_WORKER, str(planes)], environment)
+        ours = _Side("jaxwrap", [sys.executable, "-c", _OUR_WORKER, str(planes)])
         sides = {variant: ours for variant in VARIANTS}
         if peer is not None:
             python = str(peer_python or sys.executable)
             worker = Path(folder) / "peer_worker.py"  # a file, because AutoGraph wants to read the source
             worker.write_text(_PEER_WORKER, encoding="utf-8")
-            sides["peer"] = _Side("the peer", [python, str(worker), str(planes), str(peer.resolve())], environment)
+            sides["peer"] = _Side("the peer", [python, str(worker), str(planes), str(peer.resolve())])
         try:
             seconds = {variant: np.empty(rounds) for variant in sides}
             for variant, side in sides.items():
@@ -93,7 +81,6 @@ def run(
         **ours.about,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "peer": sides["peer"].about["version"] if "peer" in sides else None,
-        "keep_memory": keep_memory,
         "ms": {variant: 1e3 * float(np.median(values)) for variant, values in seconds.items()},
         "ratio": {v: float(np.median(seconds["peer"] / seconds[v])) for v in VARIANTS} if "peer" in sides else {},
     }
@@ -127,11 +114,11 @@ def _pictures() -> np.ndarray:
 class _Side:
     """A process that does steps when told to: a variant's name in, seconds per step out, one JSON line each."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, name: str, command: list[str]) -> None:
         self.name = name
         self.messages: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `close`)
         self.process = subprocess.Popen(
-            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.messages
+            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.messages
         )
         self.about: dict[str, Any] = self._answer()
 
