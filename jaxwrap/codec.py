@@ -39,11 +39,11 @@ class Weights:
 class EncodeRequest:
     """What is asked of a codec.
 
-    ``qp`` is on the specification's scale (`QP_RANGE`, fractions allowed where the codec allows them); the proxy takes
-    ``None`` for its learnt step. ``preset`` is the encoder's own name for its effort; ``None`` is the codec's default.
+    ``qp`` is on the specification's scale (`QP_RANGE`, fractions allowed where the codec allows them); the proxy also
+    takes one per picture ``[N]``, or ``None`` for its learnt step. ``preset`` is the encoder's own name for its effort; ``None`` is the codec's default.
     """
 
-    qp: float | None
+    qp: float | Array | None
     config: Config = "intra"
     bit_depth: int = 10
     fps: float = 25.0

@@ -283,8 +283,15 @@ def run_evaluation(
             seed=seed,
             progress=bar,
         )
-    rows = write_report([out], out / "report.html")
-    console.print(bd_rich_table(rows))
+    for failure in result.failures:
+        console.print(
+            f"[red]failed:[/] {failure.sequence}, {failure.codec}, {failure.mode}, {failure.method}, "
+            f"QP {failure.qp:g}: {_escaped(failure.error)}",
+            soft_wrap=True,
+        )
+    if not result.points:
+        raise ValueError(f"none of the {len(result.failures)} points could be measured; the reasons are above")
+    console.print(bd_rich_table(write_report([out], out / "report.html")))
     verified = sum(point.verified for point in result.points)
     console.print(
         f"{len(result.points)} points ({result.from_cache} measured before), {verified} verified by an independent "
@@ -292,12 +299,6 @@ def run_evaluation(
         f"results: {out}/results.csv   report: {out}/report.html   settings and versions: {out}/manifest.json",
         soft_wrap=True,
     )
-    for failure in result.failures:
-        console.print(
-            f"[red]failed:[/] {failure.sequence}, {failure.codec}, {failure.mode}, {failure.method}, "
-            f"QP {failure.qp:g}: {_escaped(failure.error)}",
-            soft_wrap=True,
-        )
     return len(result.failures)
 
 

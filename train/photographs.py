@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EVALUATION = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+EVALUATION = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 """Colour photographs that the demo reports on; nothing is ever trained on them."""
 
 FINE_TUNING = (

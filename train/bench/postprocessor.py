@@ -131,8 +131,10 @@ class _Peer:
         threads: int,
     ):
         post = WrapperConfig(post=config).to_dict()["post"]
-        arrays = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
-        planes = {name: np.asarray(getattr(frame, name)) for name in ("y", "u", "v")}
+        arrays: dict[str, Any] = {
+            "/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)
+        }
+        planes: dict[str, Any] = {name: np.asarray(getattr(frame, name)) for name in ("y", "u", "v")}
         np.savez(folder / "case.npz", config=json.dumps(post), size=np.array(size), **planes, **arrays)
         script = Path(__file__).with_name("postprocessor_torch.py")
         command = [python, str(script), str(folder / "case.npz"), str(folder / "output.npz"), str(threads)]
