@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -45,6 +46,10 @@ class PreConfig:
     shortcut: Kind = "lanczos4"
     activation: str = "leaky_relu"
 
+    def __post_init__(self) -> None:
+        check_kind(self.shortcut)
+        _check_activation(self.activation)
+
 
 @dataclasses.dataclass(frozen=True)
 class PostConfig:
@@ -59,6 +64,7 @@ class PostConfig:
     activation: str = "leaky_relu"
 
     def __post_init__(self) -> None:
+        _check_activation(self.activation)
         levels = len(self.widths)
         if (len(self.kernels), len(self.encoder_blocks), len(self.decoder_blocks)) != (levels, levels, levels - 1):
             raise ValueError(
@@ -146,7 +152,7 @@ class PreProcessor(nnx.Module):
 
     def __init__(self, config: PreConfig, *, ratio: Fraction, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config, self.ratio, self.dtype = config, ratio, dtype
-        self.activation = _activation(config.activation)
+        self.activation = ACTIVATIONS[config.activation]
         a, b = ratio.numerator, ratio.denominator
         w = config.widths
         into, out = CHANNELS * b * b, CHANNELS * a * a
@@ -216,7 +222,7 @@ class PostProcessor(nnx.Module):
         implementation: Implementation = "shift",
     ):
         self.config, self.dtype = config, dtype
-        self.activation = _activation(config.activation)
+        self.activation = ACTIVATIONS[config.activation]
         w, k = config.widths, config.kernels
         levels = range(len(w) - 1)
 
@@ -233,7 +239,9 @@ class PostProcessor(nnx.Module):
         self.decoder = blocks(config.decoder_blocks)
         self.exit = separable(w[0], CHANNELS, k[0], zero=True)
         self.chroma = Conv(2, 2, kernel_size=3, zero=True, rngs=rngs)
-        self.chroma.kernel[...] = self.chroma.kernel[...].at[1, 1].set(jnp.eye(2))
+        identity = np.zeros((3, 3, 2, 2), np.float32)
+        identity[1, 1] = np.eye(2)
+        self.chroma.kernel[...] = jnp.asarray(identity)
 
     def __call__(self, frame: Frame, height: int, width: int) -> Yuv420:
         """``height`` and ``width`` of the output luma are even, and a whole number of the ratio's cells."""
@@ -340,10 +348,9 @@ def linear_wrapper(kind: Kind, ratio: Fraction) -> Wrapper:
     return wrapper_from_config(WrapperConfig(ratio, kind, kind))
 
 
-def _activation(name: str) -> Any:
+def _check_activation(name: str) -> None:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} was given; supported: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
 
 
 def _as_yuv420(frame: Frame, who: str) -> Yuv420:
