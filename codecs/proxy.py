@@ -26,7 +26,6 @@ from jaxwrap.samples import max_sample, round_half_away
 _MIN_LOG_PER_SAMPLE = 0.01
 """Floor of Σ log(1 + |Y|/q) per sample when a is formed: a flat mid-grey picture has Σ = 0, and a must stay finite."""
 
-
 _ZERO_COEFFICIENT = 0.02
 """Bound on the float32 rounding error of a coefficient, in samples: DC of a 10-bit 32×32 block goes up to 2^14."""
 
@@ -48,9 +47,9 @@ class ProxyCodec:
       too;
     * the input and the reconstruction are clipped, and their gradients stop only where a descent step would lead
       further out;
-    * R is the Huffman-coded data of one grayscale JPEG per plane, without headers and byte stuffing, which video
-      streams do not have, with a flat table of round(q) in 1…255 (d = 10: the 8 top bits, and q/4). The paper's
-      quality factor weights frequencies by the standard table, which no flat quantiser does;
+    * R is the Huffman-coded data of one grayscale JPEG per plane of the clipped and rounded input, without headers and
+      byte stuffing, which video streams do not have, with a flat table of round(q) in 1…255 (d = 10: the 8 top bits,
+      and q/4). The paper's quality factor weights frequencies by the standard table, which no flat quantiser does;
     * samples are shifted by 2^(d − 1) before the DCT, as in JPEG, and are not rounded before coding;
     * planes are edge-replicated to a multiple of the block size; blocks wholly in the padding are not counted in the
       rate.
