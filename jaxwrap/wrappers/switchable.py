@@ -28,7 +28,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxwrap.arrays import Frame, Yuv420, check_frame, crop_to, pad_to, size_of
-from jaxwrap.wrappers.blocks import ACTIVATIONS, Conv, Implementation, SeparableConv, depth_to_space, space_to_depth
+from jaxwrap.wrappers.blocks import (
+    ACTIVATIONS,
+    Conv,
+    Implementation,
+    SeparableConv,
+    check_activation,
+    depth_to_space,
+    space_to_depth,
+)
 from jaxwrap.wrappers.resample import RATIOS, Kind, check_kind, resample
 
 CHANNELS = 6
@@ -48,7 +56,7 @@ class PreConfig:
 
     def __post_init__(self) -> None:
         check_kind(self.shortcut)
-        _check_activation(self.activation)
+        check_activation(self.activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,7 @@ class PostConfig:
     activation: str = "leaky_relu"
 
     def __post_init__(self) -> None:
-        _check_activation(self.activation)
+        check_activation(self.activation)
         levels = len(self.widths)
         if (len(self.kernels), len(self.encoder_blocks), len(self.decoder_blocks)) != (levels, levels, levels - 1):
             raise ValueError(
@@ -346,11 +354,6 @@ def wrapper_from_config(
 def linear_wrapper(kind: Kind, ratio: Fraction) -> Wrapper:
     """The linear baseline of SNW section 4: the same filter down and up; the identity at ratio 1."""
     return wrapper_from_config(WrapperConfig(ratio, kind, kind))
-
-
-def _check_activation(name: str) -> None:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} was given; supported: {', '.join(ACTIVATIONS)}")
 
 
 def _as_yuv420(frame: Frame, who: str) -> Yuv420:
