@@ -72,7 +72,8 @@ def check_frame(frame: Frame) -> None:
     for name, plane in (("u", frame.u), ("v", frame.v)):
         if _shape3(plane, name) != (n, h // 2, w // 2):
             raise ValueError(
-                f"plane {name} has shape {tuple(plane.shape)}; 4:2:0 with y {tuple(frame.y.shape)} wants {(n, h // 2, w // 2)}"
+                f"plane {name} has shape {tuple(plane.shape)}; 4:2:0 with y {tuple(frame.y.shape)} wants "
+                f"{(n, h // 2, w // 2)}"
             )
 
 

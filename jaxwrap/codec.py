@@ -40,7 +40,8 @@ class EncodeRequest:
     """What is asked of a codec.
 
     ``qp`` is on the specification's scale (`QP_RANGE`, fractions allowed where the codec allows them); the proxy also
-    takes one per picture ``[N]``, or ``None`` for its learnt step. ``preset`` is the encoder's own name for its effort; ``None`` is the codec's default.
+    takes one per picture ``[N]``, or ``None`` for its learnt step. ``preset`` is the encoder's own name for its effort;
+    ``None`` is the codec's default.
     """
 
     qp: float | Array | None

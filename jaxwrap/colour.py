@@ -27,7 +27,7 @@ def rgb_to_yuv420(rgb: np.ndarray, *, bit_depth: int = 8) -> Yuv420:
     yuv *= 1 << (bit_depth - 8)
     full = pad_to_multiple(Yuv420(yuv[..., 0], yuv[..., 1], yuv[..., 2]), 2)
     n, h, w = full.y.shape
-    u, v = (p.reshape(n, h // 2, 2, w // 2, 2).mean((2, 4)) for p in (full.u, full.v))  # [N, H/2, W/2]
+    u, v = (p.reshape(n, h // 2, 2, w // 2, 2).mean((2, 4)) for p in full.planes[1:])  # [N, H/2, W/2]
     result = to_integers(Yuv420(full.y, u, v), bit_depth)
     assert isinstance(result, Yuv420)
     return result

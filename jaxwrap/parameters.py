@@ -36,8 +36,8 @@ def assign_parameters(
             faults.append(f"not finite: {name}")
     if faults:
         raise ValueError(
-            f"{source} do not fit this network ({len(faults)} mismatches); use the configuration they were trained with:\n  "
-            + "\n  ".join(faults)
+            f"{source} does not fit this network ({len(faults)} mismatches); "
+            "use the configuration it was trained with:\n  " + "\n  ".join(faults)
         )
     state = nnx.state(module, nnx.Param)
     flat = jax.tree_util.tree_map_with_path(

@@ -60,7 +60,7 @@ def to_integers(frame: Frame, bit_depth: int) -> Frame:
         if np.issubdtype(values.dtype, np.floating):
             if not np.isfinite(values).all():
                 raise ValueError("samples hold NaN or infinity; an encoder takes finite values in [0, 2^d − 1]")
-            values = round_half_away(values)
+            values = np.asarray(round_half_away(values))
         return np.clip(values, 0, top).astype(dtype)
 
     return jax.tree.map(one, frame)

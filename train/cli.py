@@ -396,3 +396,36 @@ def bench_jpeg_rate(
     from jaxwrap.train.bench import jpeg_rate
 
     _keep(jpeg_rate.run(images=images), json)
+
+
+@bench.command(
+    "postprocessor", help="Post-processor, ms per frame (and per training step), against the same in PyTorch."
+)
+def bench_postprocessor(
+    height: Annotated[int, typer.Option(help="Of the output luma: 1080, or 2160 for 4K.")] = 1080,
+    width: Annotated[int, typer.Option(help="1920, or 3840 for 4K.")] = 1920,
+    num_frames: Annotated[int, typer.Option(help="Frames at once.")] = 1,
+    implementation: Annotated[str, typer.Option(help="shift (fast on CPU) or grouped.")] = "shift",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    training: Annotated[bool, typer.Option(help="Also loss and gradients.")] = False,
+    peer_python: Annotated[
+        str | None, typer.Option(help="An interpreter that has PyTorch; without it, ours only.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Measures the post-processor."""
+    from jaxwrap.train.bench import postprocessor
+
+    _keep(
+        postprocessor.run(
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            implementation=implementation,  # type: ignore[arg-type]
+            dtype=dtype,
+            training=training,
+            torch=peer_python is not None,
+            peer_python=peer_python,
+        ),
+        json,
+    )

@@ -42,4 +42,4 @@ def _library_encoders() -> list[tuple[str, str]]:
         from jaxwrap.codecs.x26x import find_encoders
     except ImportError as error:
         return [("x264, x265", f"PyAV does not load ({error})")]
-    return find_encoders()
+    return list(find_encoders())

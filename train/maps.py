@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from jaxwrap.arrays import Frame
 from jaxwrap.codecs.weightmap import MapInfo, write_maps
 from jaxwrap.importance.maps import ImportanceMap, batched_importance_maps, yuv_metric
 from jaxwrap.pipeline import Sandwich
-from jaxwrap.samples import change_bit_depth, normalise
+from jaxwrap.samples import change_bit_depth, denormalise, normalise
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.media import Clip
 from jaxwrap.wrappers.switchable import Wrapper
@@ -25,14 +26,15 @@ def clip_maps(wrapper: Wrapper, clips: Sequence[Clip], *, sketches: int, seed: i
     """
     ratio = wrapper.config.ratio
 
-    def receiver_of(height: int, width: int):  # type: ignore[no-untyped-def]
-        size = (height / ratio, width / ratio)
-        return Sandwich(wrapper.pre, functools.partial(wrapper.post, size=tuple(map(int, size))), BIT_DEPTH).receive
+    def receiver_of(height: int, width: int) -> Callable[[Frame], Frame]:
+        post = functools.partial(wrapper.post, size=(int(height / ratio), int(width / ratio)))
+        return Sandwich(wrapper.pre, post, BIT_DEPTH).receive
 
-    zs = []
-    for clip in clips:
-        frames = normalise(change_bit_depth(clip.frames, clip.bit_depth, BIT_DEPTH), BIT_DEPTH)
-        zs.append(jax.jit(Sandwich(wrapper.pre, wrapper.post, BIT_DEPTH).bottleneck)(frames))
+    @jax.jit
+    def bottleneck(samples: Frame) -> Frame:
+        return denormalise(wrapper.pre(normalise(samples, BIT_DEPTH)), BIT_DEPTH)
+
+    zs = [bottleneck(change_bit_depth(clip.frames, clip.bit_depth, BIT_DEPTH)) for clip in clips]
     return batched_importance_maps(receiver_of, zs, key=jax.random.key(seed), sketches=sketches, metric=yuv_metric)
 
 

@@ -26,7 +26,5 @@ def photograph_paths(names: tuple[str, ...]) -> list[Path]:
     folder = Path(skimage.__file__).parent / "data"
     paths = [folder / name for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise FileNotFoundError(
-            f"scikit-image {skimage.__version__} does not bundle {', '.join(missing)}; install version 0.26"
-        )
+        raise FileNotFoundError(f"this scikit-image does not bundle {', '.join(missing)}; install version 0.26")
     return paths

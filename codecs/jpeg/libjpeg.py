@@ -12,11 +12,11 @@ import io
 import time
 
 import numpy as np
-from jaxwrap.codecs.jpeg.tables import MAX_STEP, flat_table
 from PIL import Image, features
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames
 from jaxwrap.codec import QP_RANGE, EncodeRequest, EncodeResult
+from jaxwrap.codecs.jpeg.tables import MAX_STEP, flat_table
 from jaxwrap.samples import round_half_away, to_integers
 
 MAX_SIZE = 65535
@@ -74,7 +74,7 @@ class Jpeg:
         # Never both: Pillow then scales the tables by the quality.
         if self._quality is not None:
             return {"quality": self._quality}
-        return {"qtables": [flat_table(step_of_qp(request.qp or 0)).tolist()]}
+        return {"qtables": [flat_table(step_of_qp(float(request.qp or 0))).tolist()]}
 
     def _check(self, frames: Frame, request: EncodeRequest) -> None:
         check_frame(frames)

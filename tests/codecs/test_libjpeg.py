@@ -8,11 +8,11 @@ import itertools
 import av
 import numpy as np
 import pytest
-from jaxwrap.codecs.jpeg.libjpeg import Jpeg, header_bytes, step_of_qp
 from PIL import Image
 
 from jaxwrap.arrays import Yuv400, Yuv420
 from jaxwrap.codec import EncodeRequest, Weights
+from jaxwrap.codecs.jpeg.libjpeg import Jpeg, header_bytes, step_of_qp
 
 
 def pictures(seed: int = 0, frames: int = 2, height: int = 40, width: int = 56) -> Yuv420:

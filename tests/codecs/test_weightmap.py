@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxwrap.codecs import weightmap
-from jaxwrap.codecs.weightmap import read_maps, write_maps
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
+from jaxwrap.codecs import weightmap
+from jaxwrap.codecs.weightmap import read_maps, write_maps
 
 WHAT = {"receiver": "post-processor", "sketches": 8, "standard_error": 0.5, "seed": 3}
 

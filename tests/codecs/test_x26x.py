@@ -9,11 +9,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from jaxwrap.codecs import x26x
-from jaxwrap.codecs.x26x import ENCODERS, PRESETS, X26x, encoder_version, find_encoders, qp_offsets
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, frame_of
 from jaxwrap.codec import CONFIGS, EncodeRequest, Weights
+from jaxwrap.codecs import x26x
+from jaxwrap.codecs.x26x import ENCODERS, PRESETS, X26x, encoder_version, find_encoders, qp_offsets
 
 CASES = [(e, c, d, k) for e in ENCODERS for c in (Yuv420, Yuv400) for d in (8, 10) for k in CONFIGS]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import av
 import numpy as np
 import pytest
-from jaxwrap.codecs.reference.yuv import YuvFormat, count_frames, parse_name, read_yuv, write_yuv
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
+from jaxwrap.codecs.reference.yuv import YuvFormat, count_frames, parse_name, read_yuv, write_yuv
 
 
 def frames_of(bit_depth: int, *, grey: bool, count: int = 3) -> Frame:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -18,6 +19,7 @@ from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.fit.config import FitConfig, override, preset
 from jaxwrap.train.fit.data import crop_batch, prefetch
 from jaxwrap.train.fit.loop import fit
+from jaxwrap.train.fit.step import geometric_mse
 
 TINY = FitConfig(
     mode="post",
@@ -75,6 +77,13 @@ def test_prefetch_keeps_order_and_raises_what_its_maker_raised() -> None:
 
     with pytest.raises(RuntimeError, match="picture 3"):
         list(prefetch(fail, 3, 9))
+
+
+def test_the_distortion_is_what_the_weighted_psnr_stands_for() -> None:
+    mse = np.float32([40.0, 4.0, 2.0])
+    psnr = 10 * np.log10(255**2 / (mse + 1 / 12))
+    wanted = 255**2 * 10 ** (-(6 * psnr[0] + psnr[1] + psnr[2]) / 8 / 10)
+    np.testing.assert_allclose(geometric_mse(list(jnp.asarray(mse))), wanted, rtol=1e-5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -148,7 +157,7 @@ def test_a_finished_run_is_not_run_again(whole: Path) -> None:
 
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lmbda: 128\.0 there, 4\.0 asked"):
+    with pytest.raises(ValueError, match=r"lmbda: 64\.0 there, 4\.0 asked"):
         fit(override(TINY, ["lmbda=4"]), pictures(), pictures(1), whole)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="no training folder"):
@@ -156,7 +165,7 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="at step [1-6]"):
+    with pytest.raises(FloatingPointError, match=r"at step [1-6]"):
         fit(override(TINY, ["learning_rate=1e38"]), pictures(), pictures(1), tmp_path, devices=jax.devices()[:1])
 
 

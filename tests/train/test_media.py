@@ -8,12 +8,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from jaxwrap.codecs.reference.yuv import write_yuv
-from jaxwrap.train.media import Clip, Unreadable, iter_clips, open_clips
 from PIL import Image
 
 from jaxwrap.arrays import Yuv400, Yuv420
+from jaxwrap.codecs.reference.yuv import write_yuv
 from jaxwrap.colour import rgb_to_yuv420
+from jaxwrap.train.media import Clip, Unreadable, iter_clips, open_clips
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8)

@@ -199,7 +199,7 @@ def _finite_mean(pending: list[tuple[int, Metrics]]) -> dict[str, float]:
     for (number, _), m in zip(pending, values, strict=True):
         if not np.isfinite(m.loss):
             raise FloatingPointError(
-                f"the loss is {m.loss} at step {number} (distortion {m.distortion}, bits per pixel {m.bits_per_pixel}); "
+                f"the loss is {m.loss} at step {number} (distortion {m.distortion}, {m.bits_per_pixel} bpp); "
                 "lower learning_rate, or look at the pictures of that step"
             )
     return {f.name: float(np.mean([getattr(m, f.name) for m in values])) for f in dataclasses.fields(Metrics)}
