@@ -1,1 +1,1 @@
-"""TODO"""
+"""Benchmarks against peers in the same run: ``proxy``, ``jpeg_rate``, ``postprocessor``."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Training: ``config`` (presets), ``data``, ``step`` (the loss), ``loop``, ``checkpoints``."""

@@ -90,9 +90,9 @@ def fit(
         fresh = jax.device_put(fresh, replicated)
         state = states.latest(fresh)
         if state is None:
-            state, best = fresh, float("inf")
-            states.save(state)
+            state, best = fresh, log.resume(-1)
             best = _validate(validate, wrapper, state, held_out, config, out, log, best, report)
+            states.save(state)
         else:
             best = log.resume(int(state.step))
         batches = prefetch(
