@@ -33,7 +33,7 @@ bench = typer.Typer(
     no_args_is_help=True, help="Benchmarks, each against its peer in the same run. Prints figures; --json keeps them."
 )
 app.add_typer(bench, name="bench")
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def main() -> None:

@@ -91,7 +91,9 @@ PRESETS: dict[str, FitConfig] = {
     # jaxwrap train smoke
     #   A minute on a laptop, no data needed: shows that the loss falls. Expect a validation loss below its value at
     # step 0.
-    "smoke": FitConfig(steps=60, crop=96, batch=4, checkpoint_every=20, validate_every=30, log_every=5),
+    "smoke": FitConfig(
+        steps=60, crop=96, batch=4, learning_rate=1e-3, checkpoint_every=20, validate_every=30, log_every=5
+    ),
     # jaxwrap train pilot data=coco/train2017 [mode=post]
     #   The shipped checkpoints. Time and expected numbers: README, "Results".
     "pilot": FitConfig(steps=8000, checkpoint_every=500),
