@@ -166,14 +166,16 @@ def importance(
     seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
 ) -> None:
     """Writes importance maps."""
+    from jaxwrap.arrays import num_frames
     from jaxwrap.train.fit.checkpoints import load_wrapper
     from jaxwrap.train.maps import clip_maps, write_clip_map
     from jaxwrap.train.media import open_clips
 
     network, _ = load_wrapper(wrapper)
     clips, unreadable = open_clips(input, max_frames=max_frames)
-    with console.status(f"{len(clips)} clips, {sketches} sketches"):
-        maps = clip_maps(network, clips, sketches=sketches, seed=seed)
+    with progress_bar() as bar:
+        task = bar.add_task("maps", total=sum(num_frames(clip.frames) for clip in clips), note=f"{sketches} sketches")
+        maps = clip_maps(network, clips, sketches=sketches, seed=seed, advance=lambda n: bar.advance(task, n))
     table = Table("clip", "size", "maps", "relative error of 16×16 means", "file")
     for clip, clip_map in zip(clips, maps, strict=True):
         path = out / f"{clip.name.replace('/', '_')}.dat"
