@@ -157,7 +157,7 @@ def test_a_finished_run_is_not_run_again(whole: Path) -> None:
 
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lmbda: 64\.0 there, 4\.0 asked"):
+    with pytest.raises(ValueError, match=r"lmbda: 16\.0 there, 4\.0 asked"):
         fit(override(TINY, ["lmbda=4"]), pictures(), pictures(1), whole)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="no training folder"):

@@ -16,8 +16,8 @@ class FitConfig:
     """A training run of one wrapper (SNW 3.3–3.4).
 
     The loss is D + λ R: D the squared error that the reported PSNR-YUV (6:1:1) stands for, in squared 8-bit sample
-    units (`jaxwrap.train.fit.step.geometric_mse`); R in bits per original pixel, of the proxy. SNW takes the MSE in YUV
-    and λ = 16, without saying in which units.
+    units (`jaxwrap.train.fit.step.geometric_mse`); R in bits per pixel of the bottleneck, of the proxy. SNW takes the MSE
+    in YUV, and does not say in which units.
     """
 
     data: str = ""
@@ -38,9 +38,10 @@ class FitConfig:
     learning_rate: float = 2e-3
     """Peak of Adam's cosine schedule (warm-up: 2 % of the steps). Networks this small train stably far above the usual
     1e-4."""
-    lmbda: float = 64.0
-    """λ. An encoder at QP 30 works at 36 per sample (0.57 · 2^((QP − 12) / 3)), that is 36 / r² per original pixel: 146
-    at r = 1/2; and D is about half of luma's error. There, and not at high rates, a smaller picture can win."""
+    lmbda: float = 16.0
+    """λ. SNW 3.4 has the same number. An encoder at QP 30 works at 36 per sample (0.57 · 2^((QP − 12) / 3)), and D is
+    about half of luma's error: so 16 is near QP 30, at every ratio. There, and not at high rates, a smaller picture can
+    win."""
     bit_depth: int = 10
     """Of the bottleneck. SNW 3.4 found 10 best for 8- and 10-bit sources alike."""
     initial_step_size: float = 16.0

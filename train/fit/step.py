@@ -128,7 +128,7 @@ def make_loss(wrapper: Wrapper, config: FitConfig) -> Callable[..., tuple[jax.Ar
         mse = [jnp.mean(jnp.square((a - b) * 127.5)) for a, b in zip(coded.frames.planes, frames.planes, strict=True)]
         distortion = geometric_mse(mse)
         bits_per_pixel = jnp.sum(coded.result.bits) / (n * height * width)
-        total = distortion + config.lmbda * bits_per_pixel
+        total = distortion + config.lmbda * bits_per_pixel / float(Fraction(config.ratio)) ** 2
         psnr = 10.0 / math.log(10.0) * jnp.log(255.0**2 / distortion)
         metrics = Metrics(total, distortion, bits_per_pixel, psnr, step_size / depth_gain)
         return total, (metrics, jax.lax.stop_gradient((coded.plan.z, steps, blocks)))
