@@ -59,7 +59,9 @@ class EncodeResult:
 
     ``decoded``: samples in ``[0, 2^d − 1]`` at the input's size. ``bits``: ``[N]`` per picture, in the order of the
     input, everything counted. ``header_bits``: the part of the sum that is parameter sets. ``seconds``: wall time of
-    encoding (0 under `jax.jit`). ``command``: what was run, enough to repeat it.
+    encoding (0 under `jax.jit`). ``command``: what was run, enough to
+    repeat it. ``verified``: a decoder that shares no code with the encoder gave ``decoded``, and it equals the encoder's
+    own reconstruction; False where that is not known (the proxy).
     """
 
     decoded: Frame
@@ -67,6 +69,7 @@ class EncodeResult:
     header_bits: Any = 0
     seconds: float = dataclasses.field(default=0.0, metadata={"static": True})
     command: str = dataclasses.field(default="", metadata={"static": True})
+    verified: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 class Codec(Protocol):

@@ -16,8 +16,8 @@ class FitConfig:
     """A training run of one wrapper (SNW 3.3–3.4).
 
     The loss is D + λ R: D the squared error that the reported PSNR-YUV (6:1:1) stands for, in squared 8-bit sample
-    units (`jaxwrap.train.fit.step.geometric_mse`); R in bits per pixel of the bottleneck, of the proxy. SNW takes the MSE
-    in YUV, and does not say in which units.
+    units (`jaxwrap.train.fit.step.geometric_mse`); R in bits per pixel of the bottleneck, of the proxy. SNW takes the
+    MSE in YUV, and does not say in which units.
     """
 
     data: str = ""
