@@ -15,13 +15,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from jaxwrap.arrays import Frame, Yuv400, check_frame, frame_of, num_frames, size_of
+from jaxwrap.codecs.files import write_atomically
 
 Mode = Literal["fwa", "iwa", "wa"]
 """One map for all frames (fwa), one per I frame in coding order (iwa), or one per frame in display order (wa)."""
@@ -93,8 +93,8 @@ def write_maps(
         details=details or {},
     )
     text = json.dumps(dataclasses.asdict(info), indent=1, allow_nan=False)
-    _replace(path, data)
-    _replace(path.with_suffix(".json"), text.encode())
+    write_atomically(path, data)
+    write_atomically(path.with_suffix(".json"), text.encode())
     return info
 
 
@@ -194,13 +194,3 @@ def _read_info(path: Path) -> MapInfo:
     if info.chroma == "420" and (info.width % 2 or info.height % 2):
         raise ValueError(f"{path} describes {info.width}×{info.height} in 4:2:0; wanted even width and height")
     return info
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

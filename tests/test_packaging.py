@@ -52,7 +52,7 @@ CORE += [
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_and_the_training_loop_need_only_jax_libraries(path: Path) -> None:
-    allowed = {"jaxwrap", "jax", "flax", "optax", "orbax", "numpy", "bjontegaard"}
+    allowed = {"jaxwrap", "jax", "flax", "optax", "orbax", "numpy", "scipy", "bjontegaard"}
     import sys
 
     for module in imported_modules(path):

@@ -364,10 +364,10 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("
 
 
 def _keep(figures: dict[str, Any], path: Path | None) -> None:
+    from jaxwrap.codecs.files import write_atomically
+
     if path is not None:
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(json_format.dumps(figures, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_atomically(path, (json_format.dumps(figures, indent=1) + "\n").encode())
 
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
-from jaxwrap.codecs import weightmap
+from jaxwrap.codecs import files
 from jaxwrap.codecs.weightmap import read_maps, write_maps
 
 WHAT = {"receiver": "post-processor", "sketches": 8, "standard_error": 0.5, "seed": 3}
@@ -155,15 +155,15 @@ def test_any_bytes_as_description_give_a_value_error(tmp_path_factory, content):
 
 def test_an_interrupted_write_leaves_a_pair_that_fits_or_an_error(tmp_path, monkeypatch):
     write_maps(tmp_path / "m.dat", maps_of(2), mode="wa", **WHAT)
-    replace = weightmap.os.replace
+    replace = files.os.replace
 
     def full(source, target):
         if str(target).endswith(".json"):
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(weightmap.os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match="disk is full"):
         write_maps(tmp_path / "m.dat", maps_of(3), mode="wa", **WHAT)
     with pytest.raises(ValueError, match="bytes"):
         read_maps(tmp_path / "m.dat")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxwrap.train.evaluate import cache as cache_module
-from jaxwrap.train.evaluate.cache import Cache, write_atomically
+from jaxwrap.codecs import files
+from jaxwrap.codecs.files import write_atomically
+from jaxwrap.train.evaluate.cache import Cache
 from jaxwrap.train.evaluate.points import COLUMNS, Point, point_key, read_points, write_points
 
 POINT = Point(
@@ -132,7 +133,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path, monkeypa
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache_module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match=r"disk is full: .*results\.csv .*run the same command again"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

@@ -1,4 +1,4 @@
-"""A cache of small JSON records under the hash of what made them, and the atomic writing that all outputs share.
+"""A cache of small JSON records under the hash of what made them.
 
 A record lies at ``FOLDER/ab/abcdef….json`` with the hash of its own content: one that was damaged is noticed, reported
 and made again. Many processes and runs may share a folder; a record is complete or absent. Decoded pictures are not
@@ -7,13 +7,13 @@ kept, so a cache stays small.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
+
+from jaxwrap.codecs.files import write_atomically
 
 
 class Cache:
@@ -46,30 +46,6 @@ class Cache:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name in its folder and renames it, so that readers see the old file or the new
-    one.
-
-    Raises `OSError` with the file's name, and with what to do where the disk is full; the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno,
-                f"the disk is full: {path} ({len(content)} bytes) was not written, what was written before is kept; "
-                "free some space and run the same command again",
-            ) from error
-        raise
 
 
 def _digest(record: Any) -> str:

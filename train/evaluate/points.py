@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxwrap.train.evaluate.cache import write_atomically
+from jaxwrap.codecs.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -37,13 +37,14 @@ import jaxwrap
 import jaxwrap.codecs
 from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, EncodeResult, Weights
+from jaxwrap.codecs.files import write_atomically
 from jaxwrap.colour import yuv_to_rgb
 from jaxwrap.methods.plan import Method
 from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
 from jaxwrap.train import evaluate
-from jaxwrap.train.evaluate.cache import Cache, write_atomically
+from jaxwrap.train.evaluate.cache import Cache
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
 from jaxwrap.train.evaluate.points import Point, canonical_json, point_key, write_points
 from jaxwrap.train.evaluate.stopwatch import Stopwatch

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxwrap.codecs.files import write_atomically
 from jaxwrap.parameters import assign_parameters, named_parameters
 from jaxwrap.train.fit.step import FitState
 from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig, wrapper_from_config
@@ -23,11 +24,10 @@ SUFFIX = ".wrapper.npz"
 def save_wrapper(path: Path, wrapper: Wrapper, *, notes: dict[str, Any]) -> None:
     """Writes configuration, parameters and ``notes`` (how it was trained) to one file, by way of a temporary name."""
     meta = json.dumps({"format": 1, "config": wrapper.config.to_dict(), "notes": notes}, sort_keys=True)
+    content = io.BytesIO()
+    np.savez(content, __meta__=np.array(meta), **named_parameters(wrapper))  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        np.savez(file, __meta__=np.array(meta), **named_parameters(wrapper))  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    write_atomically(path, content.getvalue())
 
 
 def load_wrapper(path: str | Path) -> tuple[Wrapper, dict[str, Any]]:

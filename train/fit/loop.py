@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import io
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxwrap.arrays import Yuv420, size_of, stack_frames
+from jaxwrap.codecs.files import write_atomically
 from jaxwrap.codecs.proxy import rate_scale
 from jaxwrap.parameters import assign_parameters, named_parameters
 from jaxwrap.samples import denormalise, normalise
@@ -33,6 +36,7 @@ LOG_FIELDS = (
     "bits_per_pixel",
     "psnr_yuv",
     "step_size",
+    "gradient_norm",
     "validation_loss",
     "validation_psnr_yuv",
     "seconds",
@@ -65,15 +69,13 @@ def fit(
     or no picture is large enough, and `FloatingPointError` at the first step whose loss is not finite; the states
     before it stay on disk.
     """
-    _claim(out, config)
     pictures = _large_enough(pictures, config.crop, "training")
     held_out = _validation_batch(_large_enough(validation, config.crop, "validation"), config)
     wrapper = new_wrapper(config)
     if config.init:
-        start, _ = load_wrapper(config.init)
-        if start.config != wrapper.config:
-            raise ValueError(f"init={config.init} holds {start.config}; this run wants {wrapper.config}")
-        assign_parameters(wrapper, named_parameters(start), source=config.init)
+        assign_parameters(wrapper, named_parameters(load_wrapper(config.init)[0]), source=config.init)
+    contents = {"pictures": _digest(pictures), "validation_crops": _digest(held_out)}
+    _claim(out, dataclasses.asdict(config) | contents | {"initial_parameters": _digest(named_parameters(wrapper))})
 
     sharded, replicated = _shardings(config.batch, devices)
     step = jax.jit(
@@ -121,10 +123,18 @@ def fit(
     return trained
 
 
-def _claim(out: Path, config: FitConfig) -> None:
-    """Makes ``out`` this configuration's folder, or refuses."""
+def _digest(tree: Any) -> str:
+    """Hash of all arrays of a pytree: what a run was made of, whatever the names of its files."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]
+
+
+def _claim(out: Path, wanted: dict[str, Any]) -> None:
+    """Makes ``out`` the folder of this configuration and content, or refuses."""
     file = out / "config.json"
-    wanted = dataclasses.asdict(config)
     if file.exists():
         found = json.loads(file.read_text())
         differing = [f"{k}: {found.get(k)!r} there, {v!r} asked" for k, v in wanted.items() if found.get(k) != v]
@@ -137,9 +147,7 @@ def _claim(out: Path, config: FitConfig) -> None:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is no training folder (no config.json); give an empty or new folder")
     out.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    temporary.write_text(json.dumps(wanted, indent=1) + "\n")
-    os.replace(temporary, file)
+    write_atomically(file, json.dumps(wanted, indent=1).encode())
 
 
 def _large_enough(pictures: list[Yuv420], crop: int, what: str) -> list[Yuv420]:
@@ -197,9 +205,10 @@ def _finite_mean(pending: list[tuple[int, Metrics]]) -> dict[str, float]:
     """Mean of the interval's metrics; one host transfer for all of its steps."""
     values = jax.device_get([m for _, m in pending])
     for (number, _), m in zip(pending, values, strict=True):
-        if not np.isfinite(m.loss):
+        if not (np.isfinite(m.loss) and np.isfinite(m.gradient_norm)):
             raise FloatingPointError(
-                f"the loss is {m.loss} at step {number} (distortion {m.distortion}, {m.bits_per_pixel} bpp); "
+                f"the loss is {m.loss} and the gradient's norm {m.gradient_norm} at step {number} "
+                f"(distortion {m.distortion}, {m.bits_per_pixel} bpp); "
                 "lower learning_rate, or look at the pictures of that step"
             )
     return {f.name: float(np.mean([getattr(m, f.name) for m in values])) for f in dataclasses.fields(Metrics)}
@@ -209,6 +218,8 @@ def _validate(validate, wrapper, state, batch, config, out, log, best, report) -
     """Exact-rate loss on the held-out crops; keeps the best wrapper on disk."""
     metrics = jax.device_get(validate(state.params, jax.tree.map(jnp.asarray, batch)))
     number, value, psnr = int(state.step), float(metrics.loss), float(metrics.psnr_yuv)
+    if not np.isfinite(value):
+        raise FloatingPointError(f"the validation loss is {value} at step {number}; lower learning_rate")
     log.write({"step": number, "validation_loss": value, "validation_psnr_yuv": psnr})
     report(Progress(number, config.steps, {"validation_loss": value, "validation_psnr_yuv": psnr}))
     if value < best:
@@ -256,19 +267,18 @@ class _Log:
             return float("inf")
         with self._path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        temporary = self._path.with_suffix(".part")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, LOG_FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self._path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, LOG_FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self._path, text.getvalue().encode())
         return min((float(row["validation_loss"]) for row in rows if row["validation_loss"]), default=float("inf"))
 
     def write(self, row: dict[str, float]) -> None:
         """Appends and flushes."""
         new = not self._path.exists()
         with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, LOG_FIELDS)
+            writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)

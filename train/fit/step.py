@@ -46,13 +46,14 @@ class FitState:
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """Of one step, over the whole batch: loss, distortion D (squared 8-bit units), bits per original pixel, PSNR of D
-    in dB, step size in 8-bit units."""
+    in dB, step size in 8-bit units, norm of the gradient before clipping (0 in validation)."""
 
     loss: jax.Array
     distortion: jax.Array
     bits_per_pixel: jax.Array
     psnr_yuv: jax.Array
     step_size: jax.Array
+    gradient_norm: jax.Array
 
 
 def wrapper_config(config: FitConfig) -> WrapperConfig:
@@ -66,8 +67,7 @@ def new_wrapper(config: FitConfig) -> Wrapper:
 
 
 def optimiser(config: FitConfig) -> optax.GradientTransformation:
-    """Adam, cosine schedule, gradients clipped to norm 1 per element count so that one odd batch cannot throw the
-    networks."""
+    """Adam with a cosine schedule; gradients are clipped to norm 1, so that an odd batch counts no more than others."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(1, config.steps // 50), config.steps, end_value=0.01 * config.learning_rate
     )
@@ -97,8 +97,9 @@ def with_parameters(wrapper: Wrapper, params: Any) -> Wrapper:
 def geometric_mse(mse: Sequence[jax.Array]) -> jax.Array:
     """The squared error that the 6:1:1 mean of the planes' PSNRs stands for: their weighted geometric mean.
 
-    Its gradient is that of the reported quality. An arithmetic mean all but ignores chroma, whose errors are ten times
-    smaller than luma's. The floor of 1/12, the error of rounding to 8 bits, keeps planes without error finite.
+    With errors pooled over a batch, a step on it is a step on that mean. An arithmetic mean all but ignores chroma,
+    whose errors are ten times smaller than luma's. The floor of 1/12, the error of rounding to 8 bits, keeps planes
+    without error finite.
     """
     logs = [w * jnp.log(m + 1.0 / 12.0) for w, m in zip(YUV_WEIGHTS, mse, strict=True)]
     return jnp.exp(sum(logs[1:], logs[0]) / sum(YUV_WEIGHTS))
@@ -130,7 +131,7 @@ def make_loss(wrapper: Wrapper, config: FitConfig) -> Callable[..., tuple[jax.Ar
         bits_per_pixel = jnp.sum(coded.result.bits) / (n * height * width)
         total = distortion + config.lmbda * bits_per_pixel / float(Fraction(config.ratio)) ** 2
         psnr = 10.0 / math.log(10.0) * jnp.log(255.0**2 / distortion)
-        metrics = Metrics(total, distortion, bits_per_pixel, psnr, step_size / depth_gain)
+        metrics = Metrics(total, distortion, bits_per_pixel, psnr, step_size / depth_gain, jnp.float32(0.0))
         return total, (metrics, jax.lax.stop_gradient((coded.plan.z, steps, blocks)))
 
     return loss
@@ -139,8 +140,8 @@ def make_loss(wrapper: Wrapper, config: FitConfig) -> Callable[..., tuple[jax.Ar
 def make_step(wrapper: Wrapper, config: FitConfig) -> Callable[[FitState, Yuv420], tuple[FitState, Metrics]]:
     """``(state, uint8 pictures) → (state, metrics)``: jit it with the state donated.
 
-    The rate's scale is counted from the bottleneck of every ``rate_refresh``-th step and serves the steps after it; at
-    step 0 it is counted from the batch at hand.
+    The rate's scale is counted from the bottleneck of every ``rate_refresh``-th step and serves the steps after it
+    (with 1: the next one), so that the gradient does not wait for the count.
     """
     loss = make_loss(wrapper, config)
     update = optimiser(config).update
@@ -158,6 +159,7 @@ def make_step(wrapper: Wrapper, config: FitConfig) -> Callable[[FitState, Yuv420
             lambda: rate_scale(z, steps, bit_depth=config.bit_depth, block_sizes=blocks),
             lambda: state.rate_scale,
         )
+        metrics = dataclasses.replace(metrics, gradient_norm=optax.global_norm(grads))
         return FitState(state.step + 1, params, opt_state, state.key, scale), metrics
 
     return step

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from jaxwrap.codecs.files import write_atomically
 from jaxwrap.metrics.bjontegaard import Interval
-from jaxwrap.train.evaluate.cache import write_atomically
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import Point, read_points
 from jaxwrap.train.report.curves import FRONT_ALL, QUALITIES, BdRow, Series, bd_table, curves_of, fronts_of, winners
