@@ -241,6 +241,18 @@ def test_a_report_needs_no_more_than_a_csv(tmp_path: Path) -> None:
     assert "2 points: 1 sequence," in (tmp_path / "report.html").read_text()
 
 
+def test_the_page_says_how_many_points_no_independent_decoder_verified(tmp_path: Path) -> None:
+    points = rows_of("codec", {"a": 1.0})
+    write_points(tmp_path / "results.csv", points)
+    write_report([tmp_path], tmp_path / "report.html")
+    assert "Every stream was decoded by an independent decoder" in (tmp_path / "report.html").read_text()
+    write_points(tmp_path / "results.csv", [*points[:-2], *(dataclasses.replace(p, verified=False) for p in points[-2:])])
+    write_report([tmp_path], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "2 of them are not verified by an independent decoder" in page
+    assert "Every stream" not in page
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -222,6 +222,7 @@ def test_rows_state_what_was_coded_and_modes_with_the_same_samples_share_a_strea
     assert (alone.header_bits, alone.frames, alone.dataset, alone.seed) == (80, 2, "test", 3)
     assert (alone.mode_bits, by["lake", "bilinear-1/2", "sse", 22.0].mode_bits) == (0, MODE_BITS)
     assert alone.encode_s == 0.25
+    assert not alone.verified  # the stand-in decodes itself
     assert alone.ms_ssim is None  # smaller than MS-SSIM takes
     assert alone.map_s is None
 

@@ -442,7 +442,7 @@ class _Sweep:
             map_s=None if planned.weights is None else round(planned.plan_s, 6),
             method_s=round(planned.plan_s, 6),
             wrapper_s=round(planned.pre_s + watch.seconds, 6),
-            verified=True,  # a codec raises where its stream does not decode to the encoder's reconstruction
+            verified=bool(result.verified),
             mode_bits=row.mode.bits,
         )
         return point, received
