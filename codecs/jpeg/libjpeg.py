@@ -2,8 +2,10 @@
 
 Each plane of each picture is a grayscale baseline JPEG of its own, as in SNW (section 3.3), with the Huffman tables of
 Annex K. Eight bits, all intra. Counted is every byte of every file; ``header_bits`` are all but the entropy-coded data.
-Pillow decodes with libjpeg's integer transform; JPEG, unlike the video standards, does not define its decoder to the
-bit, so another decoder's samples may differ by one.
+
+**Verification.** ``decoded`` holds the samples of FFmpeg's decoder, which shares no code with libjpeg. JPEG, unlike the
+video standards, does not define its inverse transform to the bit: ``verified`` means here that libjpeg's decoder gives
+the same samples within `DECODER_TOLERANCE`. A file that fails raises `RuntimeError`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import io
 import time
 
+import av
 import numpy as np
 from PIL import Image, features
 
@@ -21,6 +24,9 @@ from jaxwrap.samples import round_half_away, to_integers
 
 MAX_SIZE = 65535
 """Largest width and height of a JPEG file."""
+
+DECODER_TOLERANCE = 1
+"""Largest difference between two decoders' samples: that of two accurate integer transforms."""
 
 
 class Jpeg:
@@ -39,15 +45,18 @@ class Jpeg:
 
     @property
     def version(self) -> str:
-        """The library's version, and the quality where one is set."""
+        """The library's version, FFmpeg's (whose decoder is used), and the quality where one is set."""
         library = "libjpeg-turbo" if features.check("libjpeg_turbo") else "libjpeg"
         version = features.version("libjpeg_turbo") or features.version("jpg")
-        return f"{library} {version}" + ("" if self._quality is None else f", quality {self._quality}")
+        decoder = f"FFmpeg {av.ffmpeg_version_info}"
+        return f"{library} {version}, {decoder}" + ("" if self._quality is None else f", quality {self._quality}")
 
     def encode(self, frames: Frame, request: EncodeRequest) -> EncodeResult:
-        """Codes 8-bit samples (real ones are clipped and rounded) and decodes them: NumPy uint8, bits int64 ``[N]``.
+        """Codes 8-bit samples (real ones are clipped and rounded), decodes and verifies them: NumPy uint8, bits int64
+        ``[N]``.
 
-        Raises `ValueError` for what this codec does not do: 10 bits, inter prediction, weights, presets.
+        Raises `ValueError` for what this codec does not do (10 bits, inter prediction, weights, presets), and
+        `RuntimeError` where a file fails to verify.
         """
         self._check(frames, request)
         samples = to_integers(frames, 8)
@@ -63,11 +72,15 @@ class Jpeg:
                 data = file.getvalue()
                 bits[i] += 8 * len(data)
                 header_bits += 8 * header_bytes(data)
-                with Image.open(file) as image:
-                    target[i] = np.asarray(image)
+                target[i] = _decode_verified(data, picture.shape)
         options = "quality={quality}" if self._quality else "flat table of {qtables[0][0]}"
         return EncodeResult(
-            frame_of(decoded), bits, header_bits, seconds, f"Pillow JPEG per plane, {options.format(**settings)}"
+            frame_of(decoded),
+            bits,
+            header_bits,
+            seconds,
+            f"Pillow JPEG per plane, {options.format(**settings)}",
+            verified=True,  # else `_decode_verified` raises
         )
 
     def _settings(self, request: EncodeRequest) -> dict:
@@ -95,6 +108,31 @@ class Jpeg:
                 raise ValueError(f"QP {request.qp} and quality {self._quality} were given; give one of them")
         elif request.qp is None or not QP_RANGE[0] <= request.qp <= QP_RANGE[1]:
             raise ValueError(f"QP {request.qp} was given; JPEG takes {QP_RANGE[0]} to {QP_RANGE[1]}")
+
+
+def _decode_verified(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Samples ``[H, W]`` of a grayscale file by FFmpeg; raises unless libjpeg's are within `DECODER_TOLERANCE`."""
+    decoder = av.CodecContext.create("mjpeg", "r")
+    assert isinstance(decoder, av.VideoCodecContext)
+    decoder.thread_count = 1
+    decoder.options = {"err_detect": "+crccheck+bitstream+buffer+explode"}
+    try:
+        pictures = [*decoder.decode(av.Packet(data)), *decoder.decode(None)]
+        with Image.open(io.BytesIO(data)) as image:
+            reference = np.asarray(image).astype(np.int16)
+    except (av.error.FFmpegError, OSError) as error:
+        raise RuntimeError(f"a JPEG file of {len(data)} bytes cannot be decoded: {error}") from error
+    if [(p.format.name, p.height, p.width) for p in pictures] != [("gray", *shape)] or reference.shape != shape:
+        raise RuntimeError(
+            f"a grey picture of {shape} was coded by libjpeg, but FFmpeg decodes {pictures}, libjpeg {reference.shape}"
+        )
+    samples = pictures[0].to_ndarray(format="gray")
+    if (difference := int(np.abs(samples - reference).max())) > DECODER_TOLERANCE:
+        raise RuntimeError(
+            f"FFmpeg's and libjpeg's samples of one JPEG file differ by {difference}; "
+            f"at most {DECODER_TOLERANCE} was expected"
+        )
+    return samples
 
 
 def step_of_qp(qp: float) -> int:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxwrap.arrays import Yuv400, Yuv420
 from jaxwrap.codec import EncodeRequest, Weights
+from jaxwrap.codecs.jpeg import libjpeg
 from jaxwrap.codecs.jpeg.libjpeg import Jpeg, header_bytes, step_of_qp
 
 
@@ -56,7 +57,8 @@ def test_a_qp_gives_the_flat_table_of_its_step(qp, step, monkeypatch):
     assert tables == [{0: [step] * 64}] * 6
 
 
-def test_ffmpeg_decodes_the_files_to_the_same_samples_within_one(monkeypatch):
+@pytest.mark.parametrize(("settings", "qp"), [({}, 4), ({}, 51), ({"quality": 1}, None), ({"quality": 100}, None)])
+def test_decoded_samples_are_ffmpegs_and_those_of_libjpeg_within_one(settings, qp, monkeypatch):
     files = []
 
     def keep(file):
@@ -65,12 +67,29 @@ def test_ffmpeg_decodes_the_files_to_the_same_samples_within_one(monkeypatch):
 
     opened = Image.open
     monkeypatch.setattr(Image, "open", keep)
-    result = Jpeg().encode(pictures(), eight_bits(16))
+    frames = pictures()
+    frames.y[1] = np.random.default_rng(2).choice([0, 255], frames.y[1].shape)  # coefficients as large as they get
+    result = Jpeg(**settings).encode(frames, eight_bits(qp))
+    assert result.verified
     ours = [picture for plane in result.decoded.planes for picture in plane]
     for file, picture in zip(files, ours, strict=True):
-        (frame,) = av.CodecContext.create("mjpeg", "r").decode(av.Packet(file))
-        theirs = frame.to_ndarray(format="gray" if frame.format.name == "gray" else frame.format.name)
-        assert np.abs(theirs.astype(int) - picture).max() <= 1  # two integer transforms of the standard's accuracy
+        with av.open(io.BytesIO(file), format="mjpeg") as container:
+            (frame,) = container.decode(video=0)
+        np.testing.assert_array_equal(frame.to_ndarray(format="gray"), picture)
+        assert np.abs(np.asarray(opened(io.BytesIO(file))).astype(int) - picture).max() <= 1
+
+
+def test_a_file_that_two_decoders_read_differently_is_refused(monkeypatch):
+    opened = Image.open
+    monkeypatch.setattr(Image, "open", lambda file: opened(file).point(lambda sample: min(sample + 2, 255)))
+    with pytest.raises(RuntimeError, match=r"differ by [23]; at most 1"):
+        Jpeg().encode(pictures(), eight_bits())
+
+
+def test_a_truncated_file_is_refused():
+    data = saved(np.random.default_rng(0).integers(0, 256, (40, 56)).astype(np.uint8), quality=90)
+    with pytest.raises(RuntimeError, match="cannot be decoded"):
+        libjpeg._decode_verified(data[: len(data) // 2], (40, 56))
 
 
 def test_files_of_one_geometry_share_their_header_and_nothing_behind_it():
@@ -90,8 +109,9 @@ def test_error_and_bits_follow_the_qp():
     assert [r.bits.sum() for r in results] == sorted((r.bits.sum() for r in results), reverse=True)
 
 
-def test_the_version_names_library_and_quality():
+def test_the_version_names_library_decoder_and_quality():
     assert "libjpeg" in Jpeg().version
+    assert "FFmpeg" in Jpeg().version
     assert Jpeg(quality=50).version.endswith("quality 50")
 
 
