@@ -149,45 +149,57 @@ def run_fit(config: FitConfig, pictures: list[Yuv420], validation: list[Yuv420],
 
 
 @app.command(
-    help="""Maps what the receiver needs: importance maps of a wrapper's post-processor, one .dat + .json per clip.
+    help="""Maps what the receiver needs: weights for an encoder's distortion, from importance maps of a post-processor.
 
     The map is diag(JᵀMJ) at the bottleneck's samples, by random sketches; M is YUV 6:1:1. All clips go through in one
-    batch.
+    batch where memory allows. Files hold w = (h / mean(h) + α) / (1 + α), mean 1: .dat and .json.
     """
 )
 def importance(
-    input: Annotated[
-        list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, or folders. Repeatable.")
-    ],
+    input: Annotated[list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, folders. Repeatable.")],
     wrapper: Annotated[str, typer.Option(help="Wrapper file, training folder, or shipped name.")] = "pair-1of2",
+    mode: Annotated[str, typer.Option(help="wa: a map per frame, a file per clip. fwa: one map of all frames.")] = "wa",
     out: Annotated[Path, typer.Option(help="Folder for the maps.")] = Path("runs/importance"),
-    sketches: Annotated[int, typer.Option(help="Random sketches; the block-level error falls with their root.")] = 4,
+    sketches: Annotated[int, typer.Option(help="Random sketches; the error falls with their root.")] = 4,
+    alpha: Annotated[float | None, typer.Option(help="Share of plain SSE in the weights. Default: see README.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames of each clip, at most.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
 ) -> None:
-    """Writes importance maps."""
+    """Writes weights."""
     from jaxwrap.arrays import num_frames
+    from jaxwrap.importance.sketch import check_sketch
+    from jaxwrap.importance.weights import DEFAULT_ALPHA
     from jaxwrap.train.fit.checkpoints import load_wrapper
-    from jaxwrap.train.maps import clip_maps, write_clip_map
+    from jaxwrap.train.maps import clip_maps, write_weights
     from jaxwrap.train.media import open_clips
 
+    if mode not in ("wa", "fwa"):
+        raise ValueError(f"--mode {mode!r} was given; wanted wa or fwa")
+    check_sketch("rademacher", sketches)
     network, _ = load_wrapper(wrapper)
     clips, unreadable = open_clips(input, max_frames=max_frames)
+    out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as bar:
         task = bar.add_task("maps", total=sum(num_frames(clip.frames) for clip in clips), note=f"{sketches} sketches")
         maps = clip_maps(network, clips, sketches=sketches, seed=seed, advance=lambda n: bar.advance(task, n))
-    table = Table("clip", "size", "maps", "relative error of 16×16 means", "file")
-    for clip, clip_map in zip(clips, maps, strict=True):
-        path = out / f"{clip.name.replace('/', '_')}.dat"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info = write_clip_map(path, clip_map, receiver=f"post-processor of {wrapper}", seed=seed, details={})
-        error = info.details["relative_standard_error_16x16"]
+    files = {clip.name.replace("/", "_"): [m] for clip, m in zip(clips, maps, strict=True)}
+    table = Table("file", "size", "maps", "frames", "relative error of 16×16 means")
+    for name, members in (files if mode == "wa" else {"fwa": maps}).items():
+        info = write_weights(
+            out / f"{name}.dat",
+            members,
+            mode=mode,  # type: ignore[arg-type]
+            receiver=f"post-processor of {wrapper}",
+            seed=seed,
+            alpha=DEFAULT_ALPHA if alpha is None else alpha,
+        )
+        error = info.details["relative_standard_error_of_16x16_means"]
         table.add_row(
-            clip.name,
+            str(out / f"{name}.dat"),
             f"{info.width}×{info.height}",
             str(info.maps),
+            str(info.details["frames"]),
             "—" if error is None else f"{error:.2f}",
-            str(path),
         )
     console.print(table)
     _warn_unreadable(unreadable)

@@ -13,7 +13,7 @@ from jaxwrap.train import cli
 from jaxwrap.train.evaluate.modes import mode_of
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.fit.config import FitConfig
-from jaxwrap.train.maps import clip_maps, write_clip_map
+from jaxwrap.train.maps import clip_maps, write_weights
 from jaxwrap.train.media import Clip, open_clips
 from jaxwrap.train.photographs import EVALUATION, FINE_TUNING, photograph_paths
 from jaxwrap.train.pictures import training_pictures
@@ -57,8 +57,8 @@ def run_demo(out: Path) -> int:
     for clip, clip_map in zip(clips, maps, strict=True):
         path = out / "maps" / f"{clip.name}.dat"
         path.parent.mkdir(parents=True, exist_ok=True)
-        info = write_clip_map(path, clip_map, receiver=f"post-processor of {PAIR}, fine-tuned", seed=0, details={})
-        error = info.details["relative_standard_error_16x16"]
+        info = write_weights(path, [clip_map], mode="wa", receiver=f"post-processor of {PAIR}, fine-tuned", seed=0)
+        error = info.details["relative_standard_error_of_16x16_means"]
         say(f"  {path}: {info.width}×{info.height}, relative standard error of 16×16 means {error:.2f}")
 
     say("[bold]3 Encode[/] with x264 and x265, decode, verify, compare")

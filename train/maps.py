@@ -1,17 +1,19 @@
-"""Importance maps of a wrapper's post-processor for pictures of any sizes, as map files."""
+"""Importance maps of a wrapper's post-processor for pictures of any sizes, and their export as weights."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames, size_of
 from jaxwrap.codecs.weightmap import MapInfo, write_maps
-from jaxwrap.importance.maps import ImportanceMap, batched_importance_maps, importance_map, yuv_metric
+from jaxwrap.importance.maps import ImportanceMap, batched_importance_maps, frame_mean, importance_map, yuv_metric
+from jaxwrap.importance.weights import DEFAULT_ALPHA, average_map, importance_weights
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
@@ -74,15 +76,47 @@ def clip_maps(
     return maps
 
 
-def write_clip_map(path: Path, maps: ImportanceMap, *, receiver: str, seed: int, details: dict[str, object]) -> MapInfo:
-    """One clip's maps as ``.dat`` and ``.json``, mode ``wa``: raw h, which the exporter of an encoder normalises."""
-    relative = None if maps.standard_error is None else float(np.mean(maps.relative_block_error()))
+def write_weights(
+    path: Path,
+    maps: Sequence[ImportanceMap],
+    *,
+    mode: Literal["wa", "fwa"],
+    receiver: str,
+    seed: int,
+    alpha: float = DEFAULT_ALPHA,
+) -> MapInfo:
+    """Weights of the distortion, normalised to mean 1, as ``.dat`` and ``.json`` for an encoder.
+
+    ``wa``: one map per frame, in order. ``fwa``: the mean of the raw maps of all frames, normalised once. Raises
+    `ValueError` where maps of different sizes should become one file.
+    """
+    sizes = {size_of(m.h) for m in maps}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{w}×{h}" for h, w in sorted(sizes))
+        raise ValueError(f"maps of {listed} cannot be one file: give pictures of one size, or use mode wa")
+    h = jax.tree.map(lambda *planes: np.concatenate([np.asarray(p) for p in planes]), *(m.h for m in maps))
+    known = maps[0].standard_error is not None
+    errors = [np.asarray(m.relative_block_error()) for m in maps] if known else []
+    weights = importance_weights(average_map(h) if mode == "fwa" else h, alpha=alpha).planes
     return write_maps(
         path,
-        maps.h,
-        mode="wa",
+        weights,
+        mode=mode,
         receiver=receiver,
-        sketches=maps.sketches,
+        sketches=maps[0].sketches,
+        standard_error=float(np.mean([_relative_error(m) for m in maps])) if known else None,
         seed=seed,
-        details={**details, "relative_standard_error_16x16": relative},
+        details={
+            "alpha": alpha,
+            "frames": num_frames(h),
+            "relative_standard_error_of_16x16_means": float(np.mean(np.concatenate(errors))) if known else None,
+        },
     )
+
+
+def _relative_error(maps: ImportanceMap) -> float:
+    """Root mean square of the samples' standard errors over the mean of h."""
+    assert maps.standard_error is not None
+    square = sum(float(np.sum(np.square(p))) for p in maps.standard_error.planes)
+    count = sum(p.size for p in maps.standard_error.planes)
+    return float(np.sqrt(square / count) / np.mean(frame_mean(maps.h)))

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxwrap.arrays import Yuv420
 from jaxwrap.codecs.weightmap import read_maps
 from jaxwrap.train import maps as module
-from jaxwrap.train.maps import clip_maps, write_clip_map
+from jaxwrap.train.maps import clip_maps, write_weights
 from jaxwrap.train.media import Clip
 from jaxwrap.wrappers.switchable import PostConfig, Wrapper, WrapperConfig
 
@@ -48,12 +48,24 @@ def test_frames_in_chunks_give_the_maps_of_the_whole_clip(
     for a, b in zip(chunked.h.planes, whole.h.planes, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
-    info = write_clip_map(tmp_path / "video.dat", chunked, receiver="test", seed=5, details={})
+    info = write_weights(tmp_path / "video.dat", [chunked], mode="wa", receiver="test", seed=5, alpha=0.5)
     read, _ = read_maps(tmp_path / "video.dat", size=(12, 16))
     assert info.maps == 3
-    np.testing.assert_array_equal(read.y, chunked.h.y)
+    # By hand: one mean over all planes of each frame, then the share α of plain SSE.
+    mean = sum(p.sum((1, 2)) for p in chunked.h.planes) / (12 * 16 * 1.5)
+    np.testing.assert_allclose(read.y, (chunked.h.y / mean[:, None, None] + 0.5) / 1.5, rtol=1e-5)
+    assert info.standard_error is not None
+    assert info.standard_error > 0
+
+    frozen = write_weights(tmp_path / "fwa.dat", [chunked], mode="fwa", receiver="test", seed=5, alpha=0.0)
+    assert frozen.maps == 1
+    averaged = chunked.h.y.mean(0)
+    read, _ = read_maps(tmp_path / "fwa.dat")
+    np.testing.assert_allclose(read.y[0] / read.y.mean(), averaged / averaged.mean(), rtol=1e-5)
 
 
-def test_pictures_of_different_sizes_keep_their_own(wrapper: Wrapper) -> None:
+def test_pictures_of_different_sizes_keep_their_own(wrapper: Wrapper, tmp_path: Path) -> None:
     maps = clip_maps(wrapper, [clip("a", 1, 24, 32), clip("bc", 1, 16, 40)], sketches=2, seed=0)
     assert [m.h.y.shape for m in maps] == [(1, 12, 16), (1, 8, 20)]
+    with pytest.raises(ValueError, match=r"cannot be one file"):
+        write_weights(tmp_path / "fwa.dat", maps, mode="fwa", receiver="test", seed=0)
