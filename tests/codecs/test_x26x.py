@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import pickle
 from fractions import Fraction
@@ -61,6 +62,7 @@ def test_frames_survive_the_round_trip_and_repeat_exactly(encoder, chroma, bit_d
         # QP 22 has a step of 8 at 8 bits: error 8²/12 = 5.3 if rounded, and the dead zone at most doubles that.
         assert np.mean((plane - source) ** 2) < 10.7 * 4 ** (bit_depth - 8)
         np.testing.assert_array_equal(plane, again)
+    assert first.verified
     np.testing.assert_array_equal(first.bits, second.bits)
     assert first.bits.shape == (5,)
     assert 0 < first.header_bits < first.bits[0]
@@ -127,6 +129,54 @@ def test_every_macroblock_of_x264_has_the_requested_qp(bit_depth, qp, preset, mo
     request = EncodeRequest(qp=qp, config="lowdelay", bit_depth=bit_depth, preset=preset)
     _, header, packets = captured_stream(X26x("x264"), frames, request, monkeypatch)
     assert np.unique(realised_qps(header, packets, (4, 4))).tolist() == [qp + 6 * (bit_depth - 8)]
+
+
+@pytest.mark.parametrize(
+    ("config", "frames", "bit_depth", "qp"),
+    [
+        *(("intra", 2, d, qp) for d in (8, 10) for qp in (0, 22, 37, 51)),
+        *(("lowdelay", 5, d, 32) for d in (8, 10)),
+        ("randomaccess", 20, 10, 47),
+    ],
+)
+def test_every_picture_of_x265_has_the_requested_qp_in_its_own_log(
+    config, frames, bit_depth, qp, tmp_path, monkeypatch
+):
+    original = X26x._run_encoder
+
+    def run(self, samples, request, options, extra, offsets):
+        return original(self, samples, request, options, f"{extra}:csv=log.csv:csv-log-level=1", offsets)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(X26x, "_run_encoder", run)
+    pictures = frame_of([p * (2**bit_depth / 1024) for p in noise(64, 96, frames).planes])
+    X26x("x265").encode(pictures, EncodeRequest(qp=qp, config=config, bit_depth=bit_depth, fps=8))
+    names, *rows = csv.reader((tmp_path / "log.csv").read_text().splitlines(), skipinitialspace=True)
+    # x265 logs the mean over a picture's blocks, after adaptive quantisation, on the specification's scale.
+    found = [float(row[names.index("QP")]) for row in rows if len(row) >= len(names) and row[0].isdigit()]
+    assert found == [qp] * frames
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_random_access_codes_an_intra_picture_every_eight_frames_at_eight_per_second(encoder, monkeypatch):
+    frames = moving_picture(20)
+    request = EncodeRequest(qp=30, config="randomaccess", bit_depth=8, fps=8)
+    result, header, packets = captured_stream(X26x(encoder), frames, request, monkeypatch)
+    decoder = av.CodecContext.create("h264" if encoder == "x264" else "hevc", "r")
+    decoder.thread_count = 1
+    kinds = {}
+    for number, (pts, data) in enumerate([*packets, (-1, None)]):
+        packet = None
+        if data is not None:
+            packet = av.Packet(header + data if number == 0 else data)
+            packet.pts = pts
+        kinds.update((f.pts, av.video.frame.PictureType(f.pict_type).name) for f in decoder.decode(packet))
+    assert [i for i in range(20) if kinds[i] == "I"] == [0, 8, 16]
+    assert "B" in kinds.values()
+    # The pictures that lead an open group refer to both of its sides, and are coded after the I picture.
+    order = [pts for pts, _ in packets]
+    assert order.index(8) < order.index(7)
+    assert min(result.bits[[8, 16]]) > np.median(result.bits)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +319,8 @@ def test_a_stream_damaged_after_the_encoder_is_refused(monkeypatch):
     for encoder in ENCODERS:
         with pytest.raises(RuntimeError, match=r"rejects|reconstruction"):
             X26x(encoder).encode(moving_picture(3), EncodeRequest(qp=22, bit_depth=8))
+    with pytest.raises(RuntimeError, match="64 samples or less in width: pad them"):
+        X26x("x265").encode(moving_picture(3, width=64), EncodeRequest(qp=22, bit_depth=8))
 
 
 def test_a_lost_picture_is_refused(monkeypatch):
