@@ -222,6 +222,10 @@ def evaluate(
     ] = None,
     codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x264,x265",
     methods: Annotated[str, typer.Option(help="Comma-separated: sse, dqp, refine.")] = "sse",
+    map: Annotated[Path | None, typer.Option(help="Weights for dqp (.dat), instead of a map of each clip.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Share of plain SSE in dqp's weights. Default: see README.")
+    ] = None,
     qps: Annotated[
         str, typer.Option(help="Comma-separated QPs of the specification, at least 5 for BD figures.")
     ] = "22,27,32,37,42,47",
@@ -245,8 +249,9 @@ def evaluate(
     modes = standard_modes(sorted({network.config.ratio for network in networks})) + [
         mode_of(network) for network in networks
     ]
+    chosen = [new_method(name, map=map, alpha=alpha) for name in split_words(methods)]
     failures = run_evaluation(
-        clips, modes, split_words(codec), split_words(methods), _numbers(qps), out,
+        clips, modes, split_words(codec), chosen, _numbers(qps), out,
         dataset=dataset, config=config, preset=encoder_preset, processes=processes or os.cpu_count() or 1, seed=seed,
     )  # fmt: skip
     _warn_unreadable(unreadable)
@@ -266,7 +271,7 @@ def run_evaluation(
     clips: Sequence[Clip],
     modes: Sequence[Mode],
     codecs: Sequence[str],
-    methods: Sequence[str],
+    methods: Sequence[Method],
     qps: Sequence[float],
     out: Path,
     *,
@@ -288,7 +293,7 @@ def run_evaluation(
             modes,
             [X26x(name) for name in codecs],  # type: ignore[arg-type]  # X26x itself names the valid ones
             qps,
-            [new_method(name) for name in methods],
+            methods,
             out,
             dataset=dataset,
             processes=processes,
@@ -316,15 +321,22 @@ def run_evaluation(
     return len(result.failures)
 
 
-def new_method(name: str) -> Method:
-    """A method by name, with the settings that evaluations use: YUV 6:1:1 as the metric, the proxy for refine."""
+def new_method(name: str, *, map: Path | None = None, alpha: float | None = None) -> Method:
+    """A method by name, with the settings that evaluations use: YUV 6:1:1 as the metric, the proxy for refine.
+
+    ``map``: weights that dqp takes as they are; ``alpha``: of the weights that it makes itself.
+    """
     from jaxwrap.codecs.proxy import ProxyCodec
+    from jaxwrap.codecs.weightmap import read_maps
     from jaxwrap.importance.maps import yuv_metric
+    from jaxwrap.importance.weights import DEFAULT_ALPHA
     from jaxwrap.methods import Dqp, Refine, method_class
 
     kind = method_class(name)
+    if kind is Dqp and map is not None:
+        return Dqp(map=read_maps(map)[0], alpha=0.0)
     if kind is Dqp:
-        return Dqp(metric=yuv_metric)
+        return Dqp(metric=yuv_metric, alpha=DEFAULT_ALPHA if alpha is None else alpha)
     if kind is Refine:
         return Refine(codec=ProxyCodec(), qp=32.0, metric=yuv_metric)
     return kind()  # type: ignore[call-arg]

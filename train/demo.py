@@ -56,8 +56,9 @@ def run_demo(out: Path) -> int:
 
     say("[bold]3 Encode[/] with x264 and x265, decode, verify, compare")
     modes = [*cli.standard_modes([pair.config.ratio]), mode_of(post), mode_of(pair)]
+    methods = [cli.new_method(name) for name in ("sse", "dqp", "refine")]
     return cli.run_evaluation(
-        clips, modes, ["x264", "x265"], ["sse", "dqp", "refine"], QPS, out,
+        clips, modes, ["x264", "x265"], methods, QPS, out,
         dataset="scikit-image", config="intra", preset=None, processes=2, seed=0,
     )  # fmt: skip
 
