@@ -25,13 +25,15 @@ class BdResult:
     """A Bjøntegaard delta and what it rests on.
 
     ``value``: BD-rate in percent (negative: the test curve needs less rate) or BD-quality in the quality's own unit
-    (positive: better). ``overlap``: the interval integrated over as a fraction of the one that both curves span
-    together. ``num_points``: points of the anchor and of the test curve.
+    (positive: better). ``overlap``: the interval integrated over (of qualities for BD-rate, of log rates for
+    BD-quality) as a fraction of the one that both curves span together. ``num_points``: measured points of the anchor
+    and of the test curve; ``num_inside``: those within the interval, its ends included.
     """
 
     value: float
     overlap: float
     num_points: tuple[int, int]
+    num_inside: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,11 +60,11 @@ def bd_rate(
     """
     anchor = _curve(anchor_rate, anchor_quality, "anchor")
     test = _curve(test_rate, test_quality, "test")
-    overlap = _overlap(anchor[1], test[1], "quality")
+    overlap, num_inside = _overlap(anchor[1], test[1], "quality")
     import bjontegaard  # imports matplotlib
 
     percent = bjontegaard.bd_rate(*anchor, *test, method=INTERPOLATION, require_matching_points=False, min_overlap=0)
-    return BdResult(float(percent), overlap, (anchor[0].size, test[0].size))
+    return BdResult(float(percent), overlap, (anchor[0].size, test[0].size), num_inside)
 
 
 def bd_quality(
@@ -74,11 +76,11 @@ def bd_quality(
     """
     anchor = _curve(anchor_rate, anchor_quality, "anchor")
     test = _curve(test_rate, test_quality, "test")
-    overlap = _overlap(np.log(anchor[0]), np.log(test[0]), "rate")
+    overlap, num_inside = _overlap(np.log(anchor[0]), np.log(test[0]), "rate")
     import bjontegaard  # imports matplotlib
 
     delta = bjontegaard.bd_psnr(*anchor, *test, method=INTERPOLATION, require_matching_points=False, min_overlap=0)
-    return BdResult(float(delta), overlap, (anchor[0].size, test[0].size))
+    return BdResult(float(delta), overlap, (anchor[0].size, test[0].size), num_inside)
 
 
 def pareto_front(rate: ArrayLike, quality: ArrayLike) -> np.ndarray:
@@ -173,8 +175,10 @@ def _curve(rate: ArrayLike, quality: ArrayLike, name: str) -> tuple[np.ndarray, 
     return rates, qualities
 
 
-def _overlap(a: np.ndarray, b: np.ndarray, what: str) -> float:
+def _overlap(a: np.ndarray, b: np.ndarray, what: str) -> tuple[float, tuple[int, int]]:
+    """The common interval over the union, and how many values of each lie in it."""
     low, high = max(a.min(), b.min()), min(a.max(), b.max())
     if high <= low:
         raise ValueError(f"the curves share no {what}: BD is not defined; choose QPs so that their ranges overlap")
-    return float((high - low) / (max(a.max(), b.max()) - min(a.min(), b.min())))
+    inside = [int(((values >= low) & (values <= high)).sum()) for values in (a, b)]
+    return float((high - low) / (max(a.max(), b.max()) - min(a.min(), b.min()))), (inside[0], inside[1])

@@ -17,7 +17,7 @@ def test_a_curve_at_nine_tenths_of_the_rate_is_minus_ten_percent() -> None:
     result = bd_rate(RATE, QUALITY, 0.9 * RATE, QUALITY)
     assert result.value == pytest.approx(-10.0, abs=1e-9)
     assert result.overlap == pytest.approx(1.0)
-    assert result.num_points == (6, 6)
+    assert result.num_points == result.num_inside == (6, 6)
 
 
 def test_swapping_anchor_and_test_inverts_the_ratio_of_rates() -> None:
@@ -34,6 +34,15 @@ def test_a_straight_line_in_log_rate_shifted_in_quality_has_the_closed_form_on_a
     assert 0.5 < result.overlap < 1.0
     assert result.num_points == (6, 5)
     assert bd_quality(RATE, QUALITY, test_rate, 6.0 * np.log10(test_rate) + 20.5).value == pytest.approx(0.5, abs=1e-6)
+
+
+def test_overlap_and_points_inside_are_those_of_the_axis_that_is_integrated_over() -> None:
+    # Saturates: the same rates, but qualities from 30 to 40 where the anchor goes from 30 to 50.
+    rate = np.array([1.0, 10.0, 100.0, 1000.0, 10000.0])
+    anchor, test = np.linspace(30, 50, 5), np.linspace(30, 40, 5)
+    of_rate, of_quality = bd_rate(rate, anchor, rate, test), bd_quality(rate, anchor, rate, test)
+    assert (of_rate.overlap, of_rate.num_inside) == (pytest.approx(0.5), (3, 5))
+    assert (of_quality.overlap, of_quality.num_inside) == (pytest.approx(1.0), (5, 5))
 
 
 def test_points_may_come_in_any_order() -> None:

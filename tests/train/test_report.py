@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from jaxwrap.train.evaluate.points import Point, write_points
-from jaxwrap.train.report.curves import Series, bd_table, curves_of, fronts_of, mean_curve, winners
+from jaxwrap.train.report.curves import BdRow, Series, bd_table, curves_of, fronts_of, mean_curve, winners
 from jaxwrap.train.report.figures import block_bits
 from jaxwrap.train.report.html import write_report
 from jaxwrap.train.report.terminal import bd_rich_table
@@ -84,21 +84,64 @@ def test_bd_rates_of_shifted_curves_are_their_factors_with_the_mean_over_sequenc
     row = bd_table(points)[0]
     assert row.series == Series("wrapper-1/2")
     assert row.rate is not None
-    assert row.rate.mean == pytest.approx((-10 - 20 + 10) / 3, abs=1e-3)
-    assert row.rate.num_sequences == 3
-    assert row.rate.low is not None
-    assert row.rate.high is not None
-    assert -20 <= row.rate.low < row.rate.mean < row.rate.high <= 10.01
+    interval = row.rate.interval
+    assert interval.mean == pytest.approx((-10 - 20 + 10) / 3, abs=1e-3)
+    assert interval.num_sequences == 3
+    assert interval.low is not None
+    assert interval.high is not None
+    assert -20 <= interval.low < interval.mean < interval.high <= 10.01
     assert row.quality is not None
-    assert row.quality.mean == pytest.approx(-6 * np.log2([0.9, 0.8, 1.1]).mean(), abs=1e-3)
-    assert (row.overlap, row.num_points, row.left_out) == (pytest.approx(1.0), 6, ())
+    assert row.quality.interval.mean == pytest.approx(-6 * np.log2([0.9, 0.8, 1.1]).mean(), abs=1e-3)
+    assert (row.rate.overlap, row.rate.num_inside, row.left_out) == (pytest.approx(1.0), 6, ())
+    # Rates 0.8 times the anchor's: log rates from 0.8 to 1 of 2^5 are not common; one point of each lies outside.
+    assert row.quality.overlap == pytest.approx((5 + np.log2(0.8)) / (5 - np.log2(0.8)), abs=1e-4)
+    assert row.quality.num_inside == 5
+
+
+def test_a_bd_figure_that_rests_on_few_points_or_a_short_interval_is_weak() -> None:
+    def row_of(shift: float) -> BdRow:
+        points = [*CODEC, *rows_of("wrapper-1/2", {"a": 1.0}, shift=shift)]
+        return next(row for row in bd_table(points) if row.series.mode == "wrapper-1/2")
+
+    # The anchor spans 5 octaves, a point in each; shifting by s octaves leaves 5 − s of 5 + s common.
+    weak = {shift: row_of(shift).rate for shift in (1.5, 1.7, 2.5)}
+    found = {shift: (rate.num_inside, rate.is_weak) for shift, rate in weak.items() if rate}
+    assert found == {1.5: (4, False), 1.7: (4, True), 2.5: (3, True)}
+    assert dataclasses.replace(weak[1.5], num_inside=2).is_weak  # type: ignore[type-var]
+
+
+def test_a_method_is_compared_first_with_sse_in_its_own_mode() -> None:
+    points = [*CODEC, *rows_of("bilinear-1/2", {"a": 1.2}), *rows_of("wrapper-1/2", {"a": 0.9})]
+    points += rows_of("wrapper-1/2", {"a": 0.81}, method="dqp") + rows_of("wrapper-1/4", {"a": 0.7}, method="dqp")
+    first, second, *_ = rows = bd_table(points)
+    assert (first.series, first.anchor) == (Series("wrapper-1/2", "dqp"), Series("wrapper-1/2"))
+    assert first.rate is not None
+    assert first.rate.interval.mean == pytest.approx(-10, abs=1e-3)
+    assert first.is_of_method
+    assert second.anchor == Series("codec")
+    assert [row.is_of_method for row in rows].count(True) == 1  # nothing under sse in wrapper-1/4
+
+
+def test_fronts_of_families_are_under_sse_and_the_front_of_all_is_not() -> None:
+    points = [*CODEC, *rows_of("post-1/2", {"a": 0.95}), *rows_of("wrapper-1/2", {"a": 0.9})]
+    without = fronts_of(points)
+    points += rows_of("wrapper-1/2", {"a": 0.8}, method="refine")
+    (before,), (after,) = without.values(), fronts_of(points).values()
+    names = ["post + codec", "wrapper + codec", "post + wrapper + codec", "all modes and methods"]
+    assert [series.mode for series in before] == [series.mode for series in after] == names
+    for series in list(before)[:3]:
+        for sequence, curve in before[series].items():
+            assert (curve.rate == after[series][sequence].rate).all()
+    both = after[Series("post + wrapper + codec", "front")]["a"]
+    assert set(both.modes) == {"wrapper-1/2"}
+    assert set(after[Series("all modes and methods", "front")]["a"].modes) == {"wrapper-1/2 + refine"}
 
 
 def test_neural_modes_are_compared_with_linear_resampling_at_their_own_ratio_only() -> None:
     modes = {"bilinear-1/2": 1.2, "lanczos4-2/3": 1.1, "post-1/2": 1.08, "wrapper-1/4": 0.9}
     points = CODEC + [row for mode, factor in modes.items() for row in rows_of(mode, {"a": factor})]
     against_linear = {
-        (row.series.label, row.anchor.label): row.rate.mean
+        (row.series.label, row.anchor.label): row.rate.interval.mean
         for row in bd_table(points)
         if row.anchor.mode != "codec" and row.rate
     }
@@ -113,12 +156,12 @@ def test_a_front_over_crossing_modes_takes_the_better_at_every_rate() -> None:
         small.append(point("a", "wrapper-1/2", qp, bits / 4, psnr_at(bits) - 6.0 - 0.45 * (42 - qp)))
     points = [p for p in CODEC if p.sequence == "a"] + small
     fronts = fronts_of(points)
-    (front,) = next(iter(fronts.values()))[Series("all modes", "front")].values()
+    (front,) = next(iter(fronts.values()))[Series("all modes and methods", "front")].values()
     assert [mode for mode, _, _ in winners(front)] == ["wrapper-1/2", "codec"]
     table = {row.series.label: row for row in bd_table(points)}
-    gain = table["all modes"].rate
+    gain = table["all modes and methods"].rate
     assert gain is not None
-    assert gain.mean < 0
+    assert gain.interval.mean < 0
     assert table["wrapper + codec"].rate == gain
     assert (np.diff(front.quality) > 0).all()
 
@@ -134,8 +177,8 @@ def test_a_sequence_without_a_bd_figure_is_left_out_with_its_reason() -> None:
     points += rows_of("post-1/2", {"c": 1.0}, shift=40.0)
     row = next(row for row in bd_table(points) if row.series.mode == "post-1/2")
     assert row.rate is not None
-    assert row.rate.num_sequences == 1
-    assert row.rate.low is None
+    assert row.num_sequences == 1
+    assert row.rate.interval.low is None
     reasons = dict(row.left_out)
     assert "4 points" in reasons["b"]
     assert "share no quality" in reasons["c"]
@@ -216,7 +259,8 @@ def test_the_page_is_one_file_with_every_mode_picture_and_failure(tmp_path: Path
     for text in (
         "bilinear-1/2",
         "wrapper-1/2 + dqp",
-        "all modes",
+        "all modes and methods",
+        "methods against sse in the same mode",
         "d&lt;e&gt;",
         "no stream",
         "12,345 bits",
@@ -226,12 +270,14 @@ def test_the_page_is_one_file_with_every_mode_picture_and_failure(tmp_path: Path
         assert text in page
     expected = next(row for row in rows if row.series.label == "wrapper-1/2" and row.anchor.mode == "codec")
     assert expected.rate is not None
-    assert f"{expected.rate.mean:+.1f}".replace("-", "−") in page
+    assert f"{expected.rate.interval.mean:+.1f}".replace("-", "−") in page
     assert [p.name for p in out.parent.iterdir()] == ["report.html"]
 
-    console = Console(file=io.StringIO(), width=160, record=True)
+    console = Console(file=io.StringIO(), width=140, record=True)
     console.print(bd_rich_table(rows))
     printed = console.export_text()
+    assert all(row.series.label in printed for row in rows)  # nothing is wrapped or cut at 140 columns
+    assert re.search(r"x265 +│ wrapper-1/2 \+ dqp +│ wrapper-1/2 \+ sse +│ +−5\.6 │ +— │ +100%, 6 │", printed)
     assert re.search(r"x265 +│ wrapper-1/2 +│ codec +│ +−6\.7", printed)
 
 
@@ -246,7 +292,9 @@ def test_the_page_says_how_many_points_no_independent_decoder_verified(tmp_path:
     write_points(tmp_path / "results.csv", points)
     write_report([tmp_path], tmp_path / "report.html")
     assert "Every stream was decoded by an independent decoder" in (tmp_path / "report.html").read_text()
-    write_points(tmp_path / "results.csv", [*points[:-2], *(dataclasses.replace(p, verified=False) for p in points[-2:])])
+    write_points(
+        tmp_path / "results.csv", [*points[:-2], *(dataclasses.replace(p, verified=False) for p in points[-2:])]
+    )
     write_report([tmp_path], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "2 of them are not verified by an independent decoder" in page

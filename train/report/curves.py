@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxwrap.metrics.bjontegaard import Interval, bd_quality, bd_rate, bootstrap_mean, upper_envelope
+from jaxwrap.metrics.bjontegaard import BdResult, Interval, bd_quality, bd_rate, bootstrap_mean, upper_envelope
 from jaxwrap.train.evaluate.modes import MODE_BITS
 from jaxwrap.train.evaluate.points import Point
 
@@ -36,15 +36,22 @@ ANCHOR_MODE = "codec"
 
 LINEAR_KINDS = ("bilinear", "lanczos4")
 
-FRONT_ALL = "all modes"
-
-FAMILIES = {
-    "bilinear": "bilinear + codec",
-    "lanczos4": "Lanczos-4 + codec",
-    "post": "post + codec",
-    "wrapper": "wrapper + codec",
+FRONTS = {
+    "bilinear + codec": ("bilinear",),
+    "Lanczos + codec": ("lanczos4",),
+    "post + codec": ("post",),
+    "wrapper + codec": ("wrapper",),
+    "post + wrapper + codec": ("post", "wrapper"),
 }
-"""Pareto fronts of the families of SNW table 1: the codec alone is an option in each."""
+"""Families of modes whose Pareto fronts are the rows of SNW table 1, all under sse; the codec alone is an option in
+each."""
+
+FRONT_ALL = "all modes and methods"
+
+LOW_OVERLAP = 0.5
+MIN_INSIDE = 3
+"""Below this overlap, or with fewer measured points of either curve inside it, a BD figure rests on a small part of
+the curves, and is marked."""
 
 
 class Setting(NamedTuple):
@@ -79,22 +86,48 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class BdMean:
+    """Mean of a BD figure over sequences, and what it rests on.
+
+    ``overlap``: of the interval that is integrated over, the smallest of all sequences. ``num_inside``: measured points
+    within it, the fewest of all curves.
+    """
+
+    interval: Interval
+    overlap: float
+    num_inside: int
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether it rests on a small part of the curves (`LOW_OVERLAP`, `MIN_INSIDE`)."""
+        return self.overlap < LOW_OVERLAP or self.num_inside < MIN_INSIDE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class BdRow:
     """One line of the BD table: ``series`` against ``anchor``.
 
-    ``rate``: BD-rate in percent, ``quality``: BD-PSNR (or BD of the quality asked for) in dB, means over
-    ``rate.num_sequences`` sequences. ``overlap`` and ``num_points``: the smallest among these sequences. ``left_out``:
-    sequences without a BD figure, and why. Where all are, ``rate`` and ``quality`` are None.
+    ``rate``: BD-rate in percent, integrated over the common qualities; ``quality``: BD-PSNR (or BD of the quality asked
+    for) in dB, integrated over the common rates. Means over the same sequences. ``left_out``: sequences without a BD
+    figure, and why. Where all are, ``rate`` and ``quality`` are None.
     """
 
     setting: Setting
     series: Series
     anchor: Series
-    rate: Interval | None
-    quality: Interval | None
-    overlap: float | None
-    num_points: int
+    rate: BdMean | None
+    quality: BdMean | None
     left_out: tuple[tuple[str, str], ...]
+
+    @property
+    def is_of_method(self) -> bool:
+        """Whether the two differ in the method alone."""
+        return self.series.mode == self.anchor.mode
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the means are over."""
+        return self.rate.interval.num_sequences if self.rate else 0
 
 
 Curves = dict[Setting, dict[Series, dict[str, Curve]]]
@@ -133,11 +166,11 @@ def curves_of(points: Iterable[Point], quality: str = "psnr_yuv") -> Curves:
 
 
 def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
-    """Pareto fronts over each family of modes with the codec alone, and over all modes (SNW section 4.1).
+    """Pareto fronts over each of `FRONTS` whose modes were all measured, and over all modes (SNW section 4.1).
 
-    Points of a front are those of `jaxwrap.metrics.bjontegaard.upper_envelope`. Families take their sse rows; in the
-    front over all modes every method takes part, since a decoder need not know which one chose the bits. The codec
-    alone is charged the bits of the mode too, as it is one of the options here.
+    Points of a front are those of `jaxwrap.metrics.bjontegaard.upper_envelope`. Families take their sse rows; in
+    `FRONT_ALL` every method takes part, since a decoder need not know which one chose the bits. The codec alone is
+    charged the bits of the mode too, as it is one of the options here.
     """
     as_option = [
         dataclasses.replace(
@@ -150,10 +183,15 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
     value = QUALITIES[quality][1]
     fronts: Curves = {}
     for setting, group in _grouped(as_option, lambda p: Setting(p.codec, p.config)).items():
-        for name, label in [*FAMILIES.items(), ("", FRONT_ALL)]:
-            chosen = [p for p in group if p.mode == ANCHOR_MODE or _in_family(p, name)]
-            if {p.mode for p in chosen} <= {ANCHOR_MODE}:
-                continue
+        under_sse = [p for p in group if p.method == "sse"]
+        options_of = {
+            label: [p for p in under_sse if _family(p) in (ANCHOR_MODE, *families)]
+            for label, families in FRONTS.items()
+            if {*families} <= {_family(p) for p in under_sse}
+        }
+        if {p.mode for p in group} != {ANCHOR_MODE}:
+            options_of[FRONT_ALL] = group
+        for label, chosen in options_of.items():
             series = fronts.setdefault(setting, {}).setdefault(Series(label, "front"), {})
             for sequence, rows in _grouped(chosen, lambda p: p.sequence).items():
                 known = [p for p in rows if value(p) is not None]
@@ -165,13 +203,18 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
 
 
 def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
-    """Every series and front against the codec alone, and every series against linear resampling at its own ratio.
+    """For each codec: methods against sse in the same mode, which isolates the method; then every series and front
+    against the codec alone; then neural modes against linear resampling at their own ratio.
 
     Raises `ValueError` as `curves_of` does.
     """
     curves, fronts = curves_of(points, quality), fronts_of(points, quality)
     rows = []
     for setting, series in curves.items():
+        for one in series:
+            under_sse = Series(one.mode)
+            if one.method != "sse" and under_sse in series:
+                rows.append(_bd_row(setting, one, under_sse, series))
         anchor = Series(ANCHOR_MODE)
         others = {**series, **fronts.get(setting, {})}
         if anchor in series:
@@ -208,7 +251,9 @@ def winners(front: Curve) -> list[tuple[str, float, float]]:
 
 
 def _bd_row(setting: Setting, series: Series, anchor: Series, curves: dict[Series, dict[str, Curve]]) -> BdRow:
-    rates, qualities, overlaps, sizes, left_out = [], [], [], [], []
+    rates: list[BdResult] = []
+    qualities: list[BdResult] = []
+    left_out = []
     for sequence, curve in curves[series].items():
         reference = curves[anchor].get(sequence)
         if reference is None:
@@ -220,26 +265,23 @@ def _bd_row(setting: Setting, series: Series, anchor: Series, curves: dict[Serie
         except ValueError as error:
             left_out.append((sequence, str(error)))
             continue
-        rates.append(of_rate.value)
-        qualities.append(of_quality.value)
-        overlaps.append(of_rate.overlap)
-        sizes.append(min(of_rate.num_points))
-    if not rates:
-        return BdRow(setting, series, anchor, None, None, None, 0, tuple(left_out))
-    return BdRow(
-        setting,
-        series,
-        anchor,
-        bootstrap_mean(rates),
-        bootstrap_mean(qualities),
-        min(overlaps),
-        min(sizes),
-        tuple(left_out),
+        rates.append(of_rate)
+        qualities.append(of_quality)
+    return BdRow(setting, series, anchor, _mean(rates), _mean(qualities), tuple(left_out))
+
+
+def _mean(results: list[BdResult]) -> BdMean | None:
+    if not results:
+        return None
+    return BdMean(
+        bootstrap_mean([result.value for result in results]),
+        min(result.overlap for result in results),
+        min(min(result.num_inside) for result in results),
     )
 
 
-def _in_family(point: Point, name: str) -> bool:
-    return not name or (point.mode.partition("-")[0] == name and point.method == "sse")
+def _family(point: Point) -> str:
+    return point.mode.partition("-")[0]
 
 
 def _curve(sequence: str, points: list[Point], quality: str) -> Curve:

@@ -13,14 +13,22 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from jaxwrap.codecs.files import write_atomically
-from jaxwrap.metrics.bjontegaard import Interval
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import Point, read_points
-from jaxwrap.train.report.curves import FRONT_ALL, QUALITIES, BdRow, Series, bd_table, curves_of, fronts_of, winners
+from jaxwrap.train.report.curves import (
+    FRONT_ALL,
+    LOW_OVERLAP,
+    MIN_INSIDE,
+    QUALITIES,
+    BdMean,
+    BdRow,
+    Series,
+    bd_table,
+    curves_of,
+    fronts_of,
+    winners,
+)
 from jaxwrap.train.report.figures import bits_figure, importance_figure, rd_figure, sequences_figure
-
-LOW_OVERLAP = 0.5
-"""Below this overlap a BD figure rests on a small part of both curves, and is marked."""
 
 
 def read_results(results: Sequence[Path]) -> list[Point]:
@@ -62,6 +70,7 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
         sequences_left_out=left_out,
         tables=_tables(rows, points),
         low_overlap=LOW_OVERLAP,
+        min_inside=MIN_INSIDE,
         left_out=_left_out(rows),
         choices=_choices(points),
         pictures=_pictures(folder / "pictures.npz"),
@@ -77,16 +86,26 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
     return rows
 
 
-def percent(interval: Interval | None) -> str:
-    """``−12.3`` or ``—``."""
-    return "—" if interval is None else _signed(interval.mean, 1)
+def bd_text(mean: BdMean | None, digits: int) -> str:
+    """``−12.3`` (one digit) or ``—``."""
+    return "—" if mean is None else _signed(mean.interval.mean, digits)
 
 
-def bounds(interval: Interval | None) -> str:
+def bounds_text(mean: BdMean | None) -> str:
     """``−14.0 … −10.1``, or ``—`` where no interval can be given."""
-    if interval is None or interval.low is None or interval.high is None:
+    if mean is None or mean.interval.low is None or mean.interval.high is None:
         return "—"
-    return f"{_signed(interval.low, 1)} … {_signed(interval.high, 1)}"
+    return f"{_signed(mean.interval.low, 1)} … {_signed(mean.interval.high, 1)}"
+
+
+def overlap_text(mean: BdMean | None) -> str:
+    """``62%, 4``: overlap and points inside, with a mark where one of them is low."""
+    return "—" if mean is None else f"{mean.overlap:.0%}, {mean.num_inside}{' †' if mean.is_weak else ''}"
+
+
+def comparison_text(row: BdRow) -> str:
+    """Title of the group of rows that this one belongs to."""
+    return "methods against sse in the same mode" if row.is_of_method else f"against {row.anchor.label}"
 
 
 def _signed(value: float, digits: int) -> str:
@@ -95,31 +114,32 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _tables(rows: Sequence[BdRow], points: Sequence[Point]) -> list[dict[str, Any]]:
-    """One table per codec and anchor."""
+    """One table per codec and anchor, and one for all methods against sse."""
     ms_ssim = {(row.setting, row.series, row.anchor): row for row in bd_table(points, "ms_ssim")}
     tables: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         other = ms_ssim.get((row.setting, row.series, row.anchor))
-        tables.setdefault((row.setting, row.anchor.label), []).append(
+        tables.setdefault((row.setting, comparison_text(row)), []).append(
             {
                 "name": row.series.label,
                 "is_front": row.series.method == "front",
                 "options": "" if row.series.method_options == "{}" else row.series.method_options,
-                "rate": percent(row.rate),
-                "is_gain": row.rate is not None and row.rate.mean < 0,
-                "bounds": bounds(row.rate),
-                "quality": "—" if row.quality is None else _signed(row.quality.mean, 2),
-                "ms_ssim": percent(other.rate if other else None),
-                "overlap": "—" if row.overlap is None else f"{row.overlap:.0%}",
-                "is_low": row.overlap is not None and row.overlap < LOW_OVERLAP,
-                "num_points": row.num_points or "—",
-                "num_sequences": row.rate.num_sequences if row.rate else 0,
+                "rate": bd_text(row.rate, 1),
+                "is_gain": row.rate is not None and row.rate.interval.mean < 0,
+                "bounds": bounds_text(row.rate),
+                "rate_overlap": overlap_text(row.rate),
+                "quality": bd_text(row.quality, 2),
+                "quality_overlap": overlap_text(row.quality),
+                "ms_ssim": bd_text(other.rate if other else None, 1),
+                "ms_ssim_overlap": overlap_text(other.rate if other else None),
+                "is_low": row.rate is not None and row.rate.is_weak,
+                "num_sequences": row.num_sequences,
                 "num_left_out": len(row.left_out),
             }
         )
     return [
-        {"codec": setting.codec, "config": setting.config, "anchor": anchor, "rows": members}
-        for (setting, anchor), members in tables.items()
+        {"codec": setting.codec, "config": setting.config, "comparison": comparison, "rows": members}
+        for (setting, comparison), members in tables.items()
     ]
 
 

@@ -6,41 +6,38 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from jaxwrap.train.report.curves import BdRow
-from jaxwrap.train.report.html import LOW_OVERLAP, bounds, percent
+from jaxwrap.train.report.curves import LOW_OVERLAP, MIN_INSIDE, BdRow
+from jaxwrap.train.report.html import bd_text, bounds_text, comparison_text, overlap_text
 
 
 def bd_rich_table(rows: Sequence[BdRow]) -> Table:
-    """BD-rate, its interval and what it rests on; rows of low overlap are dimmed and marked."""
+    """BD-rate and BD-PSNR, each with what it rests on; rows whose BD-rate rests on little are dimmed."""
     table = Table(title="BD-rate in YUV-PSNR 6:1:1 (negative: fewer bits at equal quality)", title_justify="left")
-    for name, justify in (("codec", "left"), ("mode", "left"), ("against", "left"), ("BD-rate %", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in ("95 % interval", "BD-PSNR dB", "overlap", "points", "sequences"):
+    for name in ("codec", "mode", "against"):
+        table.add_column(name)
+    for name in ("BD-rate %", "95 % interval", "overlap", "BD-PSNR dB", "overlap", "sequences"):
         table.add_column(name, justify="right")
     previous = None
     for row in rows:
-        group = (row.setting, row.anchor)
+        group = (row.setting, comparison_text(row))
         if previous is not None and group != previous:
             table.add_section()
         previous = group
-        low = row.overlap is None or row.overlap < LOW_OVERLAP
+        is_weak = row.rate is None or row.rate.is_weak
         table.add_row(
             row.setting.codec,
             row.series.label,
-            row.anchor.label,
-            percent(row.rate),
-            bounds(row.rate),
-            "—" if row.quality is None else f"{row.quality.mean:+.2f}".replace("-", "−"),
-            "—" if row.overlap is None else f"{row.overlap:.0%}{' †' if low else ''}",
-            str(row.num_points or "—"),
-            f"{row.rate.num_sequences if row.rate else 0}" + (f" of {_total(row)}" if row.left_out else ""),
-            style="dim" if low else "bold" if row.series.method == "front" else None,
+            f"{row.anchor.label} + sse" if row.is_of_method else row.anchor.label,
+            bd_text(row.rate, 1),
+            bounds_text(row.rate),
+            overlap_text(row.rate),
+            bd_text(row.quality, 2),
+            overlap_text(row.quality),
+            f"{row.num_sequences}" + (f" of {row.num_sequences + len(row.left_out)}" if row.left_out else ""),
+            style="dim" if is_weak else "bold" if row.series.method == "front" else None,
         )
     table.caption = (
-        f"† overlap below {LOW_OVERLAP:.0%}: rests on a small part of the curves. Fronts include the codec alone."
+        "overlap: common part of the curves (their qualities for BD-rate, log rates for BD-PSNR), and measured points "
+        f"inside. † below {LOW_OVERLAP:.0%} or {MIN_INSIDE} points: rests on little. Fronts include the codec alone."
     )
     return table
-
-
-def _total(row: BdRow) -> int:
-    return (row.rate.num_sequences if row.rate else 0) + len(row.left_out)
