@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 
 from jaxwrap.arrays import crop_to, size_of
-from jaxwrap.train import cli
 from jaxwrap.train.evaluate.modes import mode_of
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.fit.config import FitConfig, override
@@ -17,6 +16,7 @@ from jaxwrap.train.maps import clip_maps, write_weights
 from jaxwrap.train.media import Clip, open_clips
 from jaxwrap.train.photographs import EVALUATION, FINE_TUNING, photograph_paths
 from jaxwrap.train.pictures import training_pictures
+from jaxwrap.train.runs import console, new_method, run_evaluation, run_fit, standard_modes
 from jaxwrap.wrappers.switchable import Wrapper
 
 PAIR, POST = "pair-1of2", "post-1of2"
@@ -35,7 +35,7 @@ HEIGHT, WIDTH = 384, 512
 
 def run_demo(out: Path) -> int:
     """Runs or resumes the demo in ``out``; returns the number of points that failed."""
-    say = cli.console.print
+    say = console.print
     trained_on = ", ".join(name.split(".")[0] for name in FINE_TUNING[1:])
     say(f"[bold]1 Fine-tune[/] the shipped wrappers through the proxy on {trained_on}")
     pair, post = (_fine_tuned(out, name, mode) for name, mode in ((PAIR, "pair"), (POST, "post")))
@@ -55,9 +55,9 @@ def run_demo(out: Path) -> int:
         say(f"  {path}: {info.width}×{info.height}, relative standard error of 16×16 means {error:.2f}")
 
     say("[bold]3 Encode[/] with x264 and x265, decode, verify, compare")
-    modes = [*cli.standard_modes([pair.config.ratio]), mode_of(post), mode_of(pair)]
-    methods = [cli.new_method(name) for name in ("sse", "dqp", "refine")]
-    return cli.run_evaluation(
+    modes = [*standard_modes([pair.config.ratio]), mode_of(post), mode_of(pair)]
+    methods = [new_method(name) for name in ("sse", "dqp", "refine")]
+    return run_evaluation(
         clips, modes, ["x264", "x265"], methods, QPS, out,
         dataset="scikit-image", config="intra", preset=None, processes=2, seed=0,
     )  # fmt: skip
@@ -77,10 +77,10 @@ def _fine_tuned(out: Path, name: str, mode: str) -> Wrapper:
     config = override(FINE_TUNE, [f"init={name}", f"mode={mode}"])
     pictures, validation, _ = training_pictures(config)
     folder = out / "fine-tuned" / name
-    cli.run_fit(config, pictures, validation, folder)
+    run_fit(config, pictures, validation, folder)
     with (folder / "log.csv").open(newline="") as file:
         losses = [float(row["validation_loss"]) for row in csv.DictReader(file) if row["validation_loss"]]
-    cli.console.print(
+    console.print(
         f"  {name}: loss on a picture held out ({FINE_TUNING[0].split('.')[0]}) {losses[0]:.2f} → {min(losses):.2f}"
     )
     return load_wrapper(folder)[0]
