@@ -15,6 +15,9 @@ Training and evaluation run this same page; they differ in the codec that is pas
 
     coded = sandwich(frames, ProxyCodec(step), EncodeRequest(qp=None))      # training: differentiable, jitted
     coded = sandwich(frames, X26x("x265"), EncodeRequest(qp=32))            # evaluation: a real encoder
+
+The evaluation sweep takes the steps of ``sandwich(…)`` one at a time, because its encoders run in other processes:
+`Sandwich.bottleneck`, `Sandwich.plan` and `Sandwich.request` before, `Sandwich.receive` after them.
 """
 
 from __future__ import annotations
@@ -58,6 +61,21 @@ class Sandwich:
         """Normalised frames → the real-valued samples z that the codec will be given."""
         return denormalise(self.pre(frames), self.bit_depth)
 
+    def plan(
+        self,
+        z: Frame,
+        method: Method | None = None,
+        *,
+        receiver: Callable[[Frame], Any] | None = None,
+        key: jax.Array | None = None,
+    ) -> Plan:
+        """How z is to be coded: by ``method`` (default: the codec's own SSE), for ``receiver`` (default: `receive`)."""
+        return Plan(z) if method is None else method.plan(receiver or self.receive, z, key)
+
+    def request(self, request: EncodeRequest, plan: Plan) -> EncodeRequest:
+        """The request with what is not the caller's to choose: the plan's weights and the bottleneck's bit depth."""
+        return dataclasses.replace(request, bit_depth=self.bit_depth, weights=plan.weights)
+
     def receive(self, samples: Frame) -> Frame:
         """Decoded samples → normalised frames: the receiver of SNW, and the function whose Jacobian makes the
         importance map."""
@@ -78,10 +96,8 @@ class Sandwich:
         ``method`` decides how bits are spent (default: the codec's own SSE); ``receiver`` is what it spends them for
         (default: this sandwich's own post-processor); ``key`` feeds the method's random sketches.
         """
-        z = self.bottleneck(frames)
-        plan = Plan(z) if method is None else method.plan(receiver or self.receive, z, key)
-        request = dataclasses.replace(request, bit_depth=self.bit_depth, weights=plan.weights)
-        result = codec.encode(
-            plan.z, request
-        )  # the proxy in training, x265 in evaluation: this line is where they are exchanged
+        plan = self.plan(self.bottleneck(frames), method, receiver=receiver, key=key)
+        # The proxy in training, x265 in evaluation: this line is where they are exchanged. The sweep's own copy of it,
+        # in a worker process, is `_encode` in train/evaluate/workers.py.
+        result = codec.encode(plan.z, self.request(request, plan))
         return Coded(self.receive(result.decoded), plan, result)

@@ -39,7 +39,7 @@ from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, EncodeResult, Weights
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.colour import yuv_to_rgb
-from jaxwrap.methods.plan import Method
+from jaxwrap.methods.plan import Method, Plan
 from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
@@ -130,11 +130,9 @@ class _Row:
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-    """What is to be coded of one clip, and the seconds that it took."""
+    """What is to be coded of one clip, in NumPy arrays and whole bits, and the seconds that it took."""
 
-    samples: Frame
-    weights: Weights | None
-    side_information_bits: int
+    plan: Plan
     pre_s: float
     plan_s: float
 
@@ -153,7 +151,7 @@ class _Job:
 
     @property
     def samples(self) -> Frame:
-        return self.planned.samples
+        return self.planned.plan.z
 
 
 def run_sweep(
@@ -340,10 +338,9 @@ class _Sweep:
 
     def _job(self, rows: list[_Row], planned: _Planned) -> _Job:
         settings, first = self.settings, rows[0]
-        request = EncodeRequest(
-            first.qp, settings.config, BIT_DEPTH, first.source.fps, settings.preset, planned.weights
-        )
-        return _Job(rows, planned, request)
+        sandwich, _, _ = self._functions(first.mode, size_of(first.source.samples))
+        request = EncodeRequest(first.qp, settings.config, fps=first.source.fps, preset=settings.preset)
+        return _Job(rows, planned, sandwich.request(request, planned.plan))
 
     # Networks.
 
@@ -373,7 +370,7 @@ class _Sweep:
         if values:
             method = dataclasses.replace(method, **values)  # type: ignore[type-var]
         with Stopwatch() as watch:
-            plan = method.plan(sandwich.receive, z, jax.random.key(self.settings.seed))
+            plan = sandwich.plan(z, method, key=jax.random.key(self.settings.seed))
             plan = jax.block_until_ready(plan)
         coded = to_integers(plan.z, BIT_DEPTH)
         side = np.asarray(plan.side_information_bits)
@@ -383,10 +380,13 @@ class _Sweep:
             part = slice(start, start + count)
             start += count
             bits = side[part].sum() if side.ndim else side * count / total
-            planned[source.name] = _Planned(
+            its_own = Plan(
                 jax.tree.map(lambda plane, part=part: plane[part], coded),
                 _weights_of(plan.weights, part, total),
                 math.ceil(bits),
+            )
+            planned[source.name] = _Planned(
+                its_own,
                 pre_s * count / total,
                 watch.seconds * count / total,
             )
@@ -416,7 +416,7 @@ class _Sweep:
         received = to_integers(frames, BIT_DEPTH)
         psnr_y, psnr_yuv = mean_psnr(source.samples, received, BIT_DEPTH)
         count = num_frames(source.samples)
-        bits = int(np.sum(np.asarray(result.bits))) + planned.side_information_bits + row.mode.bits
+        bits = int(np.sum(np.asarray(result.bits))) + planned.plan.side_information_bits + row.mode.bits
         point = Point(
             key=row.key,
             dataset=settings.dataset,
@@ -439,7 +439,7 @@ class _Sweep:
             psnr_yuv=psnr_yuv,
             ms_ssim=ms_ssim(source.samples, received, BIT_DEPTH),
             encode_s=round(result.seconds, 6),
-            map_s=None if planned.weights is None else round(planned.plan_s, 6),
+            map_s=None if planned.plan.weights is None else round(planned.plan_s, 6),
             method_s=round(planned.plan_s, 6),
             wrapper_s=round(planned.pre_s + watch.seconds, 6),
             verified=bool(result.verified),
@@ -493,8 +493,8 @@ class _Pictures:
         self._arrays[f"received/{name}"] = yuv_to_rgb(first[1], bit_depth=BIT_DEPTH)[0]
         self._arrays[f"decoded/{name}"] = np.asarray(result.decoded.y)[0]
         self._arrays[f"bits/{name}"] = np.array([int(np.asarray(result.bits)[0]), bits])
-        if planned.weights is not None:
-            self._arrays[f"weights/{name}"] = np.asarray(planned.weights.planes.y)[0]
+        if planned.plan.weights is not None:
+            self._arrays[f"weights/{name}"] = np.asarray(planned.plan.weights.planes.y)[0]
 
     def write(self) -> None:
         if self._arrays:

@@ -138,4 +138,5 @@ def _end_with(sentinel: int) -> None:
 
 
 def _encode(codec: Codec, frames: Frame, request: EncodeRequest) -> EncodeResult:
+    # The line of `jaxwrap.pipeline.Sandwich.__call__` on which the codec is exchanged.
     return codec.encode(frames, request)
