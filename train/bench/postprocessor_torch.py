@@ -1,12 +1,14 @@
 """The post-processor in PyTorch, for `jaxwrap.train.bench.postprocessor`: run by a Python that has torch, without
 jaxwrap.
 
-    python postprocessor_torch.py CASE.npz OUTPUT.npz THREADS
+    python postprocessor_torch.py CASE.npz OUTPUT.npz DEVICE DTYPE THREADS
 
 CASE holds ``config`` (JSON of `PostConfig`), ``size`` (height, width), the bottleneck ``y``, ``u``, ``v`` and one
-array per parameter, named by its path. The decoded frame goes to OUTPUT; then every line on standard input,
-``forward`` or ``train``, is run once and answered by its milliseconds. channels_last throughout, which is PyTorch's
-fast layout for these sizes.
+array per parameter, named by its path. DEVICE is ``cpu`` or ``cuda``, DTYPE the network's ``float32`` or ``bfloat16``
+(parameters, resampling and sums with the input stay float32, as in jaxwrap). The decoded frame goes to OUTPUT; then
+every line on standard input is run once, on inputs that lie on the device, and answered in JSON by its milliseconds,
+the device's work included: ``forward``, or ``train``, an Adam step, which also gives its loss. Eager mode, no TF32,
+channels_last throughout, which is PyTorch's fast layout for these sizes.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ ACTIVATIONS = {
     "hard_swish": functional.hardswish,
 }
 
+LEARNING_RATE = 1e-3  # as in postprocessor.py
+
 
 class PostProcessor(torch.nn.Module):
     """The network of `jaxwrap.wrappers.switchable.PostProcessor`, with parameters in PyTorch's layout."""
 
-    def __init__(self, config: dict, arrays: dict[str, np.ndarray]):
+    def __init__(self, config: dict, arrays: dict[str, np.ndarray], dtype: torch.dtype):
         super().__init__()
+        self.dtype = dtype
         self.config, self.activation = config, ACTIVATIONS[config["activation"]]
         self.weights = torch.nn.ParameterDict()
         for path, array in arrays.items():
@@ -48,14 +53,17 @@ class PostProcessor(torch.nn.Module):
 
     def separable(self, x: torch.Tensor, path: str, stride: int = 1) -> torch.Tensor:
         """Depthwise k×k (even kernels at stride 2 are unpadded), 1×1, bias."""
-        w = self.weights
-        kernel = w[f"{path}_depthwise_kernel"]
+        kernel = self.weight(f"{path}_depthwise_kernel")
         x = functional.conv2d(x, kernel, None, stride, (kernel.shape[-1] - stride) // 2, groups=kernel.shape[0])
-        return functional.conv2d(x, w[f"{path}_pointwise_kernel"], w[f"{path}_bias"])
+        return functional.conv2d(x, self.weight(f"{path}_pointwise_kernel"), self.weight(f"{path}_bias"))
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A parameter in the dtype of the computation."""
+        return self.weights[name].to(self.dtype)
 
     def unet(self, x: torch.Tensor) -> torch.Tensor:
         """Six channels in, six channels of residual out."""
-        act, w, config = self.activation, self.weights, self.config
+        act, config = self.activation, self.config
         levels = len(config["widths"])
         h, width = x.shape[-2:]
         multiple = 2 ** (levels - 1)
@@ -70,7 +78,7 @@ class PostProcessor(torch.nn.Module):
                 skips.append(x)
                 x = act(self.separable(x, f"down_{level}", 2))
         for level in reversed(range(levels - 1)):
-            x = functional.conv2d(x, w[f"up_{level}_kernel"], w[f"up_{level}_bias"])
+            x = functional.conv2d(x, self.weight(f"up_{level}_kernel"), self.weight(f"up_{level}_bias"))
             x = skips[level] + functional.interpolate(x, scale_factor=2, mode="nearest")
             for block in range(config["decoder_blocks"][level]):
                 x = act(self.separable(x, f"decoder_{level}_{block}"))
@@ -83,38 +91,58 @@ class PostProcessor(torch.nn.Module):
             p if p.shape[-2:] == s else functional.interpolate(p, size=s, mode="bilinear", align_corners=False)
             for p, s in zip(planes, sizes, strict=True)
         )
-        uv = torch.cat([u, v], 1)
-        x = torch.cat([functional.pixel_unshuffle(y, 2), uv], 1).contiguous(memory_format=torch.channels_last)
-        residual = self.unet(x)
-        uv = (
-            functional.conv2d(uv, self.weights["chroma_kernel"], self.weights["chroma_bias"], padding=1)
-            + residual[:, 4:]
-        )
+        uv = torch.cat([u, v], 1).to(self.dtype)
+        x = torch.cat([functional.pixel_unshuffle(y, 2).to(self.dtype), uv], 1)
+        residual = self.unet(x.contiguous(memory_format=torch.channels_last)).to(y.dtype)
+        uv = functional.conv2d(uv, self.weight("chroma_kernel"), self.weight("chroma_bias"), padding=1).to(y.dtype)
+        uv = uv + residual[:, 4:]
         return [y + functional.pixel_shuffle(residual[:, :4], 2), uv[:, :1], uv[:, 1:]]
 
 
-def main(case_path: str, output_path: str, threads: str) -> None:
+def main(case_path: str, output_path: str, device: str, dtype: str, threads: str) -> None:
     """Checks in with the decoded frame, then answers timing requests until standard input closes."""
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            f"PyTorch {torch.__version__} has no CUDA here; jaxwrap runs on a GPU, so install a CUDA build of torch"
+        )
     torch.set_num_threads(int(threads))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True  # the fastest algorithm, found in the calls before timing
     case = dict(np.load(case_path))
     config, size = json.loads(str(case.pop("config"))), tuple(int(s) for s in case.pop("size"))
-    planes = [torch.from_numpy(case.pop(name))[:, None] for name in ("y", "u", "v")]
-    network = PostProcessor(config, case)
+    planes = [torch.from_numpy(case.pop(name))[:, None].to(device) for name in ("y", "u", "v")]
+    network = PostProcessor(config, case, getattr(torch, dtype)).to(device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
 
     def forward() -> list[torch.Tensor]:
         with torch.no_grad():
             return network(planes, size)
 
-    def train() -> None:
-        network.zero_grad(set_to_none=True)
-        sum((p**2).mean() for p in network(planes, size)).backward()
+    def train() -> torch.Tensor:
+        optimiser.zero_grad(set_to_none=True)
+        loss = sum((p**2).mean() for p in network(planes, size))
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
 
-    np.savez(output_path, *(p[:, 0].numpy() for p in forward()), version=torch.__version__)
+    def synchronise() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    np.savez(output_path, *(p[:, 0].cpu().numpy() for p in forward()), version=torch.__version__, device=name)
     print("ready", flush=True)
+    tasks = {"forward": forward, "train": train}
     for line in sys.stdin:
+        task = line.strip()
+        synchronise()
         start = time.perf_counter()
-        {"forward": forward, "train": train}[line.strip()]()
-        print((time.perf_counter() - start) * 1e3, flush=True)
+        result = tasks[task]()
+        synchronise()
+        answer = {"milliseconds": (time.perf_counter() - start) * 1e3}
+        if task == "train":
+            answer["loss"] = result.item()
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
