@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import nnx
 
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.parameters import assign_parameters, named_parameters
@@ -20,10 +21,13 @@ from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig, wrapper_from_con
 
 SUFFIX = ".wrapper.npz"
 
+FORMAT = 1
+"""Number of the layout of wrapper files; it grows when older readers would misread a newer file."""
+
 
 def save_wrapper(path: Path, wrapper: Wrapper, *, notes: dict[str, Any]) -> None:
     """Writes configuration, parameters and ``notes`` (how it was trained) to one file, by way of a temporary name."""
-    meta = json.dumps({"format": 1, "config": wrapper.config.to_dict(), "notes": notes}, sort_keys=True)
+    meta = json.dumps({"format": FORMAT, "config": wrapper.config.to_dict(), "notes": notes}, sort_keys=True)
     content = io.BytesIO()
     np.savez(content, __meta__=np.array(meta), **named_parameters(wrapper))  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,16 +41,26 @@ def load_wrapper(path: str | Path) -> tuple[Wrapper, dict[str, Any]]:
     configuration.
     """
     file = _resolve(path)
+    config, notes, arrays = _read(file)
+    wrapper = nnx.eval_shape(lambda: wrapper_from_config(config))
+    assign_parameters(wrapper, arrays, source=str(file))
+    return wrapper, notes
+
+
+def _read(file: Path) -> tuple[WrapperConfig, dict[str, Any], dict[str, np.ndarray]]:
     try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no .npz archive, or was cut short")
         with np.load(file) as archive:
             arrays = dict(archive)
+        if "__meta__" not in arrays:
+            raise ValueError("it has no entry __meta__, which says what network it is")
         meta = json.loads(str(arrays.pop("__meta__")))
-        config = WrapperConfig.from_dict(meta["config"])
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT or "config" not in meta:
+            raise ValueError(f"its __meta__ is no description in format {FORMAT}")
+        return WrapperConfig.from_dict(meta["config"]), dict(meta.get("notes", {})), arrays
+    except (ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is not a wrapper file ({error}); `jaxwrap train` writes them as *{SUFFIX}") from error
-    wrapper = wrapper_from_config(config)
-    assign_parameters(wrapper, arrays, source=str(file))
-    return wrapper, meta["notes"]
 
 
 def shipped_wrappers() -> dict[str, Path]:
