@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json as json_format
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from jaxwrap.train.runs import (
     console,
+    encoders,
     literal,
     new_method,
     progress_bar,
@@ -35,29 +37,53 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 
+_ADVICE = {
+    errno.EEXIST: "a file is where a folder was wanted: choose another name for the output",
+    errno.ENOTDIR: "a file is where a folder was wanted: choose another name for the output",
+    errno.EISDIR: "a folder is where a file was wanted: choose another name for the output",
+    errno.ENOSPC: "what was written before is kept: free some space and run the same command again",
+    errno.EDQUOT: "what was written before is kept: free some space and run the same command again",
+}
+
 
 def main() -> None:
-    """Entry point: errors of the user's making are printed as one message, with exit status 2."""
+    """Entry point. Status 0, 1 where some points of a sweep failed, or 2 with one message where nothing can be done.
+
+    With ``JAXWRAP_DEBUG`` set, errors come with their traceback.
+    """
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
+        status = app(standalone_mode=False)  # the code of `typer.Exit`, or None
     except typer.Abort:
         sys.exit("stopped")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where it was")
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("JAXWRAP_DEBUG"):
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {literal(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(_in_words(error))
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {literal(error.format_message())}", highlight=False, soft_wrap=True
-        )
-        sys.exit(2)
+        _refuse(error.format_message())
+    sys.exit(status)
+
+
+def _refuse(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {literal(message)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _in_words(error: Exception) -> str:
+    """An error's message; for those of the operating system, with the file and with what to do about it."""
+    if isinstance(error, MemoryError):
+        return "no memory was left; give fewer or smaller inputs at once, or --max-frames"
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error) or type(error).__name__
+    text = error.strerror or str(error)
+    if text != os.strerror(error.errno):  # a message of our own, such as `write_atomically`'s
+        return text
+    where = "" if error.filename is None else f"{error.filename}: "
+    return where + "; ".join(filter(None, [text, _ADVICE.get(error.errno)]))
 
 
 def split_words(text: str) -> list[str]:
@@ -65,12 +91,12 @@ def split_words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _numbers(text: str) -> list[float]:
+def _whole_numbers(text: str) -> list[int]:
     try:
-        return [float(word) for word in split_words(text)]
+        return [int(word) for word in split_words(text)]
     except ValueError:
         raise ValueError(
-            f"--qps {text!r} was given; wanted numbers separated by commas, such as 22,27,32,37,42"
+            f"--qps {text!r} was given; wanted whole numbers separated by commas, such as 22,27,32,37,42"
         ) from None
 
 
@@ -132,8 +158,8 @@ def importance(
     if mode not in ("wa", "fwa"):
         raise ValueError(f"--mode {mode!r} was given; wanted wa or fwa")
     check_sketch("rademacher", sketches)
-    network, _ = load_wrapper(wrapper)
     clips, unreadable = open_clips(input, max_frames=max_frames)
+    network, _ = load_wrapper(wrapper)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as bar:
         task = bar.add_task("maps", total=sum(num_frames(clip.frames) for clip in clips), note=f"{sketches} sketches")
@@ -200,14 +226,17 @@ def evaluate(
     from jaxwrap.train.fit.checkpoints import load_wrapper
     from jaxwrap.train.media import open_clips
 
-    networks = [load_wrapper(name)[0] for name in wrapper or ["post-1of2", "pair-1of2"]]
+    # What costs nothing to check comes first: arguments, then inputs, then networks.
+    numbers = _whole_numbers(qps)
+    coders = encoders(split_words(codec), encoder_preset)
+    chosen = [new_method(name, map=map, alpha=alpha) for name in split_words(methods)]
     clips, unreadable = open_clips(input, max_frames=max_frames)
+    networks = [load_wrapper(name)[0] for name in wrapper or ["post-1of2", "pair-1of2"]]
     modes = standard_modes(sorted({network.config.ratio for network in networks})) + [
         mode_of(network) for network in networks
     ]
-    chosen = [new_method(name, map=map, alpha=alpha) for name in split_words(methods)]
     failures = run_evaluation(
-        clips, modes, split_words(codec), chosen, _numbers(qps), out,
+        clips, modes, coders, chosen, numbers, out,
         dataset=dataset, config=config, preset=encoder_preset, processes=processes or os.cpu_count() or 1, seed=seed,
     )  # fmt: skip
     warn_unreadable(unreadable)
@@ -267,7 +296,16 @@ def _keep(figures: dict[str, Any], path: Path | None) -> None:
         write_atomically(path, (json_format.dumps(figures, indent=1) + "\n").encode())
 
 
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+def _with_folder(path: Path | None) -> Path | None:
+    """Makes the file's folder before minutes are spent on its content."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.", callback=_with_folder)
+]
 
 
 @bench.command("proxy", help="Proxy codec, forward + gradient on 8 × 256² × 3, against Google's sandwiched TF proxy.")

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:
     from jaxwrap.arrays import Yuv420
+    from jaxwrap.codec import Codec
+    from jaxwrap.codecs.x26x import X26x
     from jaxwrap.methods.plan import Method
     from jaxwrap.train.evaluate.modes import Mode
     from jaxwrap.train.fit.config import FitConfig
@@ -79,10 +81,19 @@ def standard_modes(ratios: Sequence[Fraction]) -> list[Mode]:
     return [codec_mode()] + [linear_mode(kind, ratio) for ratio in ratios if ratio != 1 for kind in KINDS]
 
 
+def encoders(names: Sequence[str], preset: str | None = None) -> list[X26x]:
+    """x264, x265 by name. Raises `ValueError` listing the valid names of these, or of ``preset``, the effort asked."""
+    from jaxwrap.codecs.x26x import PRESETS, X26x
+
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"encoder preset {preset!r} was given; known: {', '.join(PRESETS)}")
+    return [X26x(name) for name in names]  # type: ignore[arg-type]  # X26x itself names the valid ones
+
+
 def run_evaluation(
     clips: Sequence[Clip],
     modes: Sequence[Mode],
-    codecs: Sequence[str],
+    codecs: Sequence[Codec],
     methods: Sequence[Method],
     qps: Sequence[float],
     out: Path,
@@ -94,7 +105,6 @@ def run_evaluation(
     seed: int,
 ) -> int:
     """Sweep, BD table and report; returns the number of points that failed, after naming them."""
-    from jaxwrap.codecs.x26x import X26x
     from jaxwrap.train.evaluate.sweep import run_sweep
     from jaxwrap.train.report.html import write_report
     from jaxwrap.train.report.terminal import bd_rich_table
@@ -103,7 +113,7 @@ def run_evaluation(
         result = run_sweep(
             clips,
             modes,
-            [X26x(name) for name in codecs],  # type: ignore[arg-type]  # X26x itself names the valid ones
+            codecs,
             qps,
             methods,
             out,
