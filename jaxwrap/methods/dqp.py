@@ -42,6 +42,11 @@ class Dqp:
     scope: Scope = "frame"
     map: ImportanceMap | Frame | None = None
 
+    @property
+    def draws(self) -> bool:
+        """Unless a map is given."""
+        return self.map is None
+
     def __post_init__(self) -> None:
         check_sketch(self.sketch, self.sketches)
         if not np.isfinite(self.strength) or self.strength < 0:

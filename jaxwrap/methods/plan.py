@@ -34,6 +34,11 @@ class Method(Protocol):
         """Short name used in results rows."""
         ...
 
+    @property
+    def draws(self) -> bool:
+        """Whether its plan depends on the key."""
+        ...
+
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None) -> Plan:
         """Decides how z (real-valued samples) is to be coded for ``receiver`` (samples → any pytree of arrays)."""
         ...

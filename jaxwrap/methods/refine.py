@@ -261,6 +261,7 @@ class Refine:
     """`refine_samples` as an allocation method; the fields are its arguments."""
 
     name: ClassVar[str] = "refine"
+    draws: ClassVar[bool] = False
 
     codec: Codec
     qp: float | Any

@@ -17,6 +17,7 @@ class Sse:
     """The baseline that every other method is compared with."""
 
     name: ClassVar[str] = "sse"
+    draws: ClassVar[bool] = False
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
         """z, unweighted."""

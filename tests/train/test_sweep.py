@@ -30,11 +30,12 @@ from jaxwrap.methods.plan import Plan
 from jaxwrap.methods.sse import Sse
 from jaxwrap.metrics.distortion import mean_psnr
 from jaxwrap.samples import change_bit_depth
+from jaxwrap.train.evaluate import sweep as sweep_module
 from jaxwrap.train.evaluate.cache import Cache
 from jaxwrap.train.evaluate.modes import MODE_BITS, Mode, codec_mode, combinations, linear_mode, mode_of
 from jaxwrap.train.evaluate.points import TIMINGS, read_points
 from jaxwrap.train.evaluate.stopwatch import Stopwatch
-from jaxwrap.train.evaluate.sweep import method_options, run_sweep
+from jaxwrap.train.evaluate.sweep import SweepResult, method_options, run_sweep
 from jaxwrap.wrappers.switchable import PostConfig, PreConfig, WrapperConfig, wrapper_from_config
 
 # Workers import the codec by name, so it lives in a module of its own on their path.
@@ -71,7 +72,8 @@ class CoarseCodec:
         levels = [np.round(p / step) for p in frames.planes]
         bits = sum(np.ceil(np.log2(1 + abs(np.diff(l, axis=2, prepend=0)))).sum((1, 2)) for l in levels) + 80
         decoded = [np.clip(np.round(l * step), 0, 1023).astype(np.uint16) for l in levels]
-        return EncodeResult(Yuv420(*decoded), bits, header_bits=80, seconds=0.25)
+        command = f"coarse --qp {request.qp:g}"
+        return EncodeResult(Yuv420(*decoded), bits, header_bits=80, seconds=0.25, command=command)
 
 @dataclasses.dataclass
 class Clip:
@@ -115,6 +117,7 @@ class Tilt:
     """Draws one weight per frame, shifts z, and announces side information."""
 
     name: ClassVar[str] = "tilt"
+    draws: ClassVar[bool] = True
     amount: float = 0.5
     qp: float = 0.0
     target: Any = None
@@ -240,10 +243,13 @@ def test_rows_state_what_was_coded_and_modes_with_the_same_samples_share_a_strea
         "codec": "coarse",
         "mode": "wrapper-1/2",
         "qp": 37.0,
+        "keys": sorted(by["lake", "wrapper-1/2", method, 37.0].key for method in ("sse", "tilt")),
     }
     assert pictures["decoded/tilt"].shape == pictures["weights/tilt"].shape == (8, 12)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["run"]["encodes"] == result.encodes
+    assert list(manifest["commands"]) == ["coarse"]
+    assert manifest["commands"]["coarse"].startswith("coarse --qp ")
     assert manifest["configuration"]["qps"] == [22.0, 37.0]
     assert manifest["versions"]["jax"] == jax.__version__
 
@@ -252,6 +258,72 @@ def test_rows_state_what_was_coded_and_modes_with_the_same_samples_share_a_strea
         clips, modes[:1], [codec], [22, 30, 37], [Sse()], tmp_path / "more", dataset="test", processes=1, seed=3
     )
     assert (more.encodes, more.from_cache) == (3, 6)
+    unchanged = run_sweep(
+        clips, modes[:1], [codec], [22, 30, 37], [Sse()], tmp_path / "more", dataset="test", processes=1, seed=3
+    )
+    assert unchanged.encodes == 0
+    kept = json.loads((tmp_path / "more" / "manifest.json").read_text())["commands"]
+    assert kept["coarse"].startswith("coarse --qp ")
+
+
+def test_names_and_unused_seeds_measure_nothing_again_while_content_and_the_measurement_version_do(
+    tmp_path: Path, stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, (clip, other, _) = stand_in.CoarseCodec(str(tmp_path / "log")), stand_in.clips()
+    modes, cache = [codec_mode(), small_wrapper()], tmp_path / "cache"
+
+    def sweep(clips: list[Any], out: str, **options: Any) -> SweepResult:
+        methods = [Sse(), Tilt()]
+        return run_sweep(clips, modes, [codec], [32], methods, tmp_path / out, cache=cache, processes=1, **options)
+
+    first = sweep([clip], "first", dataset="one")
+    assert first.encodes == 3
+    renamed = sweep([dataclasses.replace(clip, name="new")], "second", dataset="two")
+    # The picture for the report is of another name, so its two streams are made again; no row is measured again.
+    assert (renamed.from_cache, renamed.encodes) == (3, 2)
+    assert [(p.dataset, p.sequence) for p in renamed.points] == [("two", "new")] * 3
+    assert not {p.key for p in first.points} & {p.key for p in renamed.points}
+    names = {"dataset": "one", "sequence": clip.name}
+    assert first.points == [
+        dataclasses.replace(p, key=q.key, **names) for p, q in zip(renamed.points, first.points, strict=True)
+    ]
+    seeded = sweep([clip], "third", seed=1)
+    assert [p.seed for p in seeded.points] == [1, 1, 1]
+    assert seeded.from_cache == 2  # tilt alone draws
+    assert sweep([dataclasses.replace(other, name=clip.name)], "fourth").from_cache == 0
+    assert sweep([dataclasses.replace(clip, fps=25.0)], "fifth").from_cache == 0
+    monkeypatch.setattr(sweep_module, "MEASUREMENT_VERSION", 10**6)
+    assert sweep([clip], "sixth").from_cache == 0
+
+
+def test_clips_of_equal_content_share_their_streams_and_have_a_row_each(tmp_path: Path, stand_in: ModuleType) -> None:
+    codec, clip = stand_in.CoarseCodec(str(tmp_path / "log")), stand_in.clips()[0]
+    twin = dataclasses.replace(clip, name="twin")
+    result = run_sweep([clip, twin], [codec_mode()], [codec], [22, 37], [Sse()], tmp_path / "out", processes=1)
+    assert result.encodes == 2
+    assert [(p.sequence, p.qp) for p in result.points] == [("lake", 22), ("lake", 37), ("twin", 22), ("twin", 37)]
+    assert len({p.key for p in result.points}) == 4
+    assert [p.bits for p in result.points[:2]] == [p.bits for p in result.points[2:]]
+
+
+def test_pictures_are_made_again_where_they_are_of_other_rows_or_damaged(tmp_path: Path, stand_in: ModuleType) -> None:
+    codec, clips = stand_in.CoarseCodec(str(tmp_path / "log")), stand_in.clips()[:1]
+    modes, path = [small_wrapper()], tmp_path / "out" / "pictures.npz"
+
+    def sweep() -> SweepResult:
+        return run_sweep(clips, modes, [codec], [22], [Sse(), Tilt()], tmp_path / "out", processes=1)
+
+    sweep()
+    made = dict(np.load(path))
+    assert sweep().encodes == 0
+    outdated = {**made, "about": np.array(json.dumps({**json.loads(str(made["about"])), "keys": ["00"]}))}
+    np.savez(path, **outdated)  # type: ignore[arg-type]
+    assert (sweep().encodes, sweep().encodes) == (2, 0)
+    path.write_bytes(b"PK\x03\x04")
+    assert sweep().encodes == 2
+    again = dict(np.load(path))
+    assert made.keys() == again.keys()
+    assert all((made[name] == again[name]).all() for name in made)
 
 
 def test_a_real_encoder_runs_in_the_worker_processes(tmp_path: Path, stand_in: ModuleType) -> None:

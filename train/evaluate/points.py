@@ -68,6 +68,17 @@ class Point:
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Point))
 
+NAMES = ("key", "dataset", "sequence", "mode", "seed")
+"""Columns that name a row and that its figures do not depend on: rows that differ in nothing else share what was
+measured. (What a mode computes, and the seed where a method draws, are in the measurement's key.)"""
+
+MEASUREMENT_VERSION = 1
+"""Part of every measurement's key. Raise it by one with every change to this source code after which the same
+settings give other figures: in resampling or the arithmetic of networks, in a method, in how an encoder is driven or
+its bits counted, in a metric, or in what a column means. Not for wording, speed, or new settings, options and
+parameters, which are in the key themselves. Forgetting it lets a sweep take outdated rows from the cache; raising it
+without need costs encoding all again."""
+
 TIMINGS = ("encode_s", "map_s", "method_s", "decode_s", "wrapper_s")
 """Columns that differ between two measurements of the same point."""
 
@@ -77,8 +88,13 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+def measurement_of(point: Point) -> dict[str, Any]:
+    """What was measured: a point's columns without `NAMES`."""
+    return {name: value for name, value in dataclasses.asdict(point).items() if name not in NAMES}
+
+
 def point_key(settings: Mapping[str, Any]) -> str:
-    """Hash of everything that a point depends on (settings, content of its inputs, versions).
+    """Hash of everything that a measurement or a row depends on (settings, content of its inputs, versions).
 
     32 hexadecimal digits of SHA-256.
     """

@@ -1,13 +1,14 @@
 """The sweep: clips × modes × methods × codecs × QPs → results rows, resumable at any point.
 
 JAX works in this process (pre-processor, plan, post-processor), encoders in worker processes that never touch a
-device. A row is stored in the cache as soon as it is measured, under a key made of everything it depends on; a sweep
-that was killed takes those rows, their seconds included, and ends in the same CSV. Samples that several modes share
+device. A point is stored in the cache as soon as it is measured, under a key made of everything that its figures
+depend on: content of the clip, parameters and options, versions of codec and packages, `MEASUREMENT_VERSION`. A sweep
+that was killed takes those points, their seconds included, and ends in the same CSV. Samples that several modes share
 are encoded once. What fails is set aside with its error, and the rest goes on.
 
-Files in the output folder: ``results.csv``, ``manifest.json`` (resolved configuration, versions, device),
-``failed.json`` (only where something failed), ``pictures.npz`` (one picture's maps and decoded samples, for the
-report).
+Files in the output folder: ``results.csv``, ``manifest.json`` (resolved configuration, versions, device, the
+command of one encode per codec), ``failed.json`` (only where something failed), ``pictures.npz`` (one picture's maps
+and decoded samples, for the report).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import math
 import os
 import platform
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -33,8 +35,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import Progress
 
-import jaxwrap
-import jaxwrap.codecs
 from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, EncodeResult, Weights
 from jaxwrap.codecs.files import write_atomically
@@ -43,10 +43,16 @@ from jaxwrap.methods.plan import Method, Plan
 from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
-from jaxwrap.train import evaluate
 from jaxwrap.train.evaluate.cache import Cache
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
-from jaxwrap.train.evaluate.points import Point, canonical_json, point_key, write_points
+from jaxwrap.train.evaluate.points import (
+    MEASUREMENT_VERSION,
+    Point,
+    canonical_json,
+    measurement_of,
+    point_key,
+    write_points,
+)
 from jaxwrap.train.evaluate.stopwatch import Stopwatch
 from jaxwrap.train.evaluate.workers import Workers
 
@@ -56,7 +62,8 @@ PIXELS_PER_BATCH = 8_000_000
 PIXELS_PER_CALL = 4_000_000
 """Luma samples of originals that a pre- or post-processor sees at once: bounds memory at any length of clip."""
 
-PACKAGES = ("jaxwrap", "jax", "jaxlib", "flax", "optax", "numpy", "av", "bjontegaard")
+MEASURING_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "av")
+"""Packages whose code a point's figures come from: their versions are part of its key."""
 
 
 class ClipLike(Protocol):
@@ -104,6 +111,8 @@ class SweepResult:
     failures: list[Failure]
     encodes: int
     from_cache: int
+    commands: dict[str, str]
+    """By codec, how one of the streams was made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +127,10 @@ class _Source:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One row to be measured."""
+    """One row to be measured: its own key, and that of the measurement, which rows of other names may share."""
 
     key: str
+    measurement: str
     source: _Source
     mode: Mode
     method: Method
@@ -209,7 +219,7 @@ def run_sweep(
         "rows_from_cache": result.from_cache,
         "failed": len(result.failures),
     }
-    _write_manifest(out, configuration, run)
+    _write_manifest(out, configuration, run, result.commands)
     return result
 
 
@@ -240,6 +250,7 @@ class _Sweep:
         self.rows = sorted(rows, key=lambda row: order[row.source.name])
         self.pictures = _Pictures(pictures, self.rows)
         self.points: dict[str, Point] = {}
+        self.commands: dict[str, str] = {}
         self.failures: dict[str, Failure] = {}
         self.encodes = 0
         self._sandwiches: dict[tuple[str, tuple[int, int]], tuple[Sandwich, Any, Any]] = {}
@@ -248,9 +259,10 @@ class _Sweep:
     def run(self, processes: int) -> SweepResult:
         todo = set()
         for row in self.rows:
-            record = self.cache.get(row.key)
+            record = self.cache.get(row.measurement)
             if record is not None:
-                self.points[row.key] = Point(**record)
+                self.points[row.key] = Point(**self._names(row), **record["point"])
+                self.commands.setdefault(row.codec.name, record["command"])
             if record is None or self.pictures.wants(row):
                 todo.add(row.key)
         from_cache = len(self.points)
@@ -260,7 +272,7 @@ class _Sweep:
         self.pictures.write()
         points = [self.points[row.key] for row in self.rows if row.key in self.points]
         failures = [self.failures[row.key] for row in self.rows if row.key in self.failures]
-        return SweepResult(points, failures, self.encodes, from_cache)
+        return SweepResult(points, failures, self.encodes, from_cache, self.commands)
 
     def _measure(self, todo: set[str], processes: int) -> None:
         streams = len({self._stream(row) for row in self.rows if row.key in todo})
@@ -295,24 +307,41 @@ class _Sweep:
 
     def _rows_of(self, batch: list[_Source]) -> Iterator[_Row]:
         settings = self.settings
-        for source, codec, (mode, method) in itertools.product(batch, settings.codecs, settings.pairs):
-            # Sketches are drawn by a picture's place in its batch, so the batch is part of what such a row depends on.
-            drawn = [] if method.name == "sse" else [settings.seed, *(s.digest for s in batch)]
+        versions = _versions()
+        for (place, source), codec, (mode, method) in itertools.product(
+            enumerate(batch), settings.codecs, settings.pairs
+        ):
             depends_on = {
-                "clip": [settings.dataset, source.name, source.digest, source.fps],
+                "clip": [source.digest, source.fps],
                 "codec": [codec.name, codec.version, settings.config, settings.preset],
-                "mode": [mode.name, mode.bits, mode.pre_hash, mode.post_hash],
-                "method": [method.name, method_options(method), *drawn],
-                "seed": settings.seed,
-                "versions": _versions(),
+                "mode": [mode.bits, mode.pre_hash, mode.post_hash],
+                "method": [method.name, method_options(method)],
+                # A method sees the whole batch, and draws by a picture's place in it.
+                "batch": [] if method.name == "sse" else [place, *(s.digest for s in batch)],
+                "seed": settings.seed if method.draws else None,
+                "versions": {name: versions[name] for name in (*MEASURING_PACKAGES, "device")},
+                "measurement_version": MEASUREMENT_VERSION,
             }
             for qp in settings.qps:
-                yield _Row(point_key({**depends_on, "qp": qp}), source, mode, method, codec, qp)
+                measurement = point_key({**depends_on, "qp": qp})
+                names = [settings.dataset, source.name, mode.name, settings.seed]
+                key = point_key({"measurement": measurement, "names": names})
+                yield _Row(key, measurement, source, mode, method, codec, qp)
+
+    def _names(self, row: _Row) -> dict[str, Any]:
+        return {
+            "key": row.key,
+            "dataset": self.settings.dataset,
+            "sequence": row.source.name,
+            "mode": row.mode.name,
+            "seed": self.settings.seed,
+        }
 
     def _stream(self, row: _Row) -> tuple[Any, ...]:
         """Identity of the stream that a row is measured on: modes with one pre-processor share theirs under sse."""
-        samples = row.mode.pre_hash if row.method.name == "sse" else (row.mode.name, id(row.method))
-        return row.source.name, samples, row.codec.name, row.qp
+        if row.method.name == "sse":
+            return row.source.digest, row.source.fps, row.mode.pre_hash, row.codec.name, row.qp
+        return row.source.name, row.mode.name, id(row.method), row.codec.name, row.qp
 
     def _jobs(self, todo: set[str]) -> Iterator[_Job]:
         """Plans batch by batch, lazily: encoders work while the next plan is made."""
@@ -404,8 +433,9 @@ class _Sweep:
             if self.pictures.wants(row):
                 self.pictures.add(row, job.planned, result, frames, point.bits)
             if row.key not in self.points:
-                self.cache.put(row.key, dataclasses.asdict(point))
+                self.cache.put(row.measurement, {"point": measurement_of(point), "command": result.command})
                 self.points[row.key] = point
+                self.commands.setdefault(row.codec.name, result.command)
 
     def _point(self, row: _Row, job: _Job, result: EncodeResult) -> tuple[Point, Frame]:
         source, settings, planned = row.source, self.settings, job.planned
@@ -418,17 +448,13 @@ class _Sweep:
         count = num_frames(source.samples)
         bits = int(np.sum(np.asarray(result.bits))) + planned.plan.side_information_bits + row.mode.bits
         point = Point(
-            key=row.key,
-            dataset=settings.dataset,
-            sequence=source.name,
+            **self._names(row),
             codec=row.codec.name,
             codec_version=row.codec.version,
             config=settings.config,
-            mode=row.mode.name,
             method=row.method.name,
             method_options=canonical_json(method_options(row.method)),
             lambda_scale=1.0,
-            seed=settings.seed,
             qp=row.qp,
             frames=count,
             bits=bits,
@@ -458,13 +484,13 @@ class _Sweep:
 class _Pictures:
     """One picture's maps and decoded samples for the report.
 
-    Taken from the first clip and codec, at the middle QP, in the mode that most methods ran in.
+    Taken from the first clip and codec, at the middle QP, in the mode that most methods ran in. The file holds the keys
+    of its rows, and is made again where these are others.
     """
 
     def __init__(self, path: Path, rows: list[_Row]) -> None:
         self._path = path
         self._arrays: dict[str, np.ndarray] = {}
-        self._methods: list[str] = []
         qps = sorted({row.qp for row in rows})
         first = rows[0]
         same = [
@@ -474,9 +500,11 @@ class _Pictures:
         ]
         modes = [row.mode.name for row in same]
         mode = max(modes, key=modes.count)
-        self._keys = set()
-        if modes.count(mode) > 1 and not path.exists():
-            self._keys = {row.key for row in same if row.mode.name == mode}
+        self._keys: set[str] = set()
+        if modes.count(mode) > 1:
+            keys = {row.key for row in same if row.mode.name == mode}
+            self._keys = set() if keys == _keys_of_pictures(path) else keys
+        self._added: set[str] = set()
 
     def wants(self, row: _Row) -> bool:
         return row.key in self._keys
@@ -484,9 +512,10 @@ class _Pictures:
     def add(self, row: _Row, planned: _Planned, result: EncodeResult, frames: Frame, bits: int) -> None:
         first = jax.tree.map(lambda plane: np.asarray(plane)[:1], (row.source.samples, frames))
         name = row.method.name
-        self._methods.append(name)
+        self._added.add(row.key)
         about = {
             "sequence": row.source.name, "codec": row.codec.name, "mode": row.mode.name, "qp": row.qp,
+            "keys": sorted(self._added),
         }  # fmt: skip
         self._arrays["about"] = np.array(canonical_json(about))
         self._arrays["source"] = yuv_to_rgb(first[0], bit_depth=BIT_DEPTH)[0]
@@ -501,6 +530,15 @@ class _Pictures:
             content = io.BytesIO()
             np.savez_compressed(content, **self._arrays)  # type: ignore[arg-type]
             write_atomically(self._path, content.getvalue())
+
+
+def _keys_of_pictures(path: Path) -> set[str]:
+    """Keys of the rows in a pictures file; none where it is absent or damaged, for it can be made again."""
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            return set(json.loads(str(archive["about"]))["keys"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return set()
 
 
 def method_options(method: Method) -> dict[str, Any]:
@@ -675,7 +713,7 @@ def _claim(out: Path, configuration: dict[str, Any]) -> None:
                 f"the cache) or the same settings. Differing:\n  {shown}"
             )
     else:
-        _write_manifest(out, configuration, None)
+        _write_manifest(out, configuration, None, {})
 
 
 def _differences(name: str, found: Any, given: Any) -> Iterator[str]:
@@ -692,7 +730,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _write_manifest(out: Path, configuration: dict[str, Any], run: dict[str, Any] | None) -> None:
+def _write_manifest(
+    out: Path, configuration: dict[str, Any], run: dict[str, Any] | None, commands: dict[str, str]
+) -> None:
     manifest = {
         "configuration": configuration,
         "versions": _versions(),
@@ -701,6 +741,7 @@ def _write_manifest(out: Path, configuration: dict[str, Any], run: dict[str, Any
             "cpu_count": os.cpu_count(),
             "devices": [str(d) for d in jax.devices()],
         },
+        "commands": commands,
         "run": run,
     }
     write_atomically(out / "manifest.json", json.dumps(manifest, indent=2).encode())
@@ -708,17 +749,12 @@ def _write_manifest(out: Path, configuration: dict[str, Any], run: dict[str, Any
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    """Versions that a point depends on, with a hash of the source code that makes it and the kind of device."""
+    """Versions of Python and of packages, and the kind of device."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in ("jaxwrap", *MEASURING_PACKAGES, "bjontegaard"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
     device = jax.devices()[0]
-    digest = hashlib.sha256()
-    for module in (jaxwrap, jaxwrap.codecs, evaluate):
-        folder = Path(str(module.__file__)).parent
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return {**versions, "source": digest.hexdigest()[:16], "device": f"{device.platform}: {device.device_kind}"}
+    return {**versions, "device": f"{device.platform}: {device.device_kind}"}
