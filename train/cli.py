@@ -69,7 +69,8 @@ def main() -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {literal(message)}", highlight=False, soft_wrap=True)
+    if message:  # none after the help of a command without arguments
+        Console(stderr=True).print(f"[bold red]error:[/] {literal(message)}", highlight=False, soft_wrap=True)
     sys.exit(2)
 
 
@@ -314,12 +315,14 @@ def bench_proxy(
         Path | None, typer.Option(help="A sandwiched_compression checkout; without it, our own figures only.")
     ] = None,
     peer_python: Annotated[Path | None, typer.Option(help="An interpreter that has TensorFlow.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of 8 steps on each side, in turn.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 8 steps on each side, in turn.")] = 12,
     json: Json = None,
 ) -> None:
     """Measures the proxy."""
     from jaxwrap.train.bench import proxy
 
+    if peer is None and peer_python is not None:
+        raise ValueError("--peer-python was given without --peer, the sandwiched_compression checkout that it runs")
     _keep(proxy.run(peer=peer, peer_python=peer_python, rounds=rounds), json)
 
 
@@ -339,9 +342,9 @@ def bench_jpeg_rate(
     "postprocessor", help="Post-processor, ms per frame (and per training step), against the same in PyTorch."
 )
 def bench_postprocessor(
-    height: Annotated[int, typer.Option(help="Of the output luma: 1080, or 2160 for 4K.")] = 1080,
-    width: Annotated[int, typer.Option(help="1920, or 3840 for 4K.")] = 1920,
-    num_frames: Annotated[int, typer.Option(help="Frames at once.")] = 1,
+    height: Annotated[int, typer.Option(min=2, help="Of the output luma: 1080, or 2160 for 4K.")] = 1080,
+    width: Annotated[int, typer.Option(min=2, help="1920, or 3840 for 4K.")] = 1920,
+    num_frames: Annotated[int, typer.Option(min=1, help="Frames at once.")] = 1,
     implementation: Annotated[str, typer.Option(help="shift (fast on CPU) or grouped.")] = "shift",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     training: Annotated[bool, typer.Option(help="Also loss and gradients.")] = False,

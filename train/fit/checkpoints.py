@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -91,9 +93,18 @@ class RunStates:
         self._manager = ocp.CheckpointManager((folder / "states").absolute(), options=options)
 
     def save(self, state: FitState) -> None:
-        """Blocks until the state is safe on disk."""
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(state))
-        self._manager.wait_until_finished()
+        """Blocks until the state is safe on disk. Raises `OSError` where the disk is full; older states are kept."""
+        try:
+            self._manager.save(int(state.step), args=ocp.args.StandardSave(state))
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax and TensorStore tell a full disk by errors of many types
+            if os.strerror(errno.ENOSPC) not in str(error) and os.strerror(errno.EDQUOT) not in str(error):
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full: the state of step {int(state.step)} was not written, older ones are kept; "
+                f"free some space and run the same command again ({self._manager.directory})",
+            ) from error
 
     def latest(self, like: FitState) -> FitState | None:
         """The newest whole state, placed like ``like``; None where there is none."""
