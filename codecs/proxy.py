@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames
+from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames, size_of
 from jaxwrap.codec import EncodeRequest, EncodeResult
 from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices, dct_matrix
 from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
@@ -76,6 +76,7 @@ class ProxyCodec:
         Raises `ValueError` when the step is named twice or not at all, and for requests that an intra codec without
         RDO cannot honour.
         """
+        self.check(size_of(frames), request)
         step = self._step(frames, request)
         blocks = _block_sizes(self.block_sizes, num_frames(frames))
         scale = self.rate_scale
@@ -88,7 +89,8 @@ class ProxyCodec:
             scale = jpeg_bits / _floored(log_sum, frames)
         return EncodeResult(decoded, jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32)) * log_sum)
 
-    def _step(self, frames: Frame, request: EncodeRequest) -> jax.Array:
+    def check(self, size: tuple[int, int], request: EncodeRequest) -> None:
+        """Raises `ValueError` for requests that `encode` would refuse; frames of any size are taken."""
         if request.weights is not None:
             raise ValueError(
                 "weights were given; the proxy codec has no RDO that could follow them: use x264, x265 or HM"
@@ -100,6 +102,8 @@ class ProxyCodec:
             raise ValueError(
                 f"{given} of step_size and request.qp given; the proxy codec takes its step from exactly one"
             )
+
+    def _step(self, frames: Frame, request: EncodeRequest) -> jax.Array:
         step = self.step_size
         if request.qp is not None:
             step = 2.0 ** ((request.qp - 4.0) / 6.0) * 2.0 ** (request.bit_depth - 8)

@@ -27,7 +27,7 @@ writes its reconstruction to a file, x265 hashes its pictures. It overstates the
 **Verification.** Streams are decoded by FFmpeg's own decoders, which share no code with the encoders. x265 puts the MD5
 of each reconstructed plane into the stream, and the decoder checks it; x264 dumps its reconstruction, which is compared
 sample by sample. A stream that fails raises `RuntimeError`, and so never becomes a point on a curve; every result is
-``verified``. x265 4.2 fails so, with its own constant-QP mode too, on most P and B pictures that are no wider than one
+``verified``. x265 4.2 fails so, with its own constant-QP mode too, on some P and B pictures that are no wider than one
 coding tree unit (64 samples).
 """
 
@@ -170,7 +170,10 @@ class X26x:
         integers, ``bits`` int64 ``[N]``. Raises `ValueError` for what the encoder cannot take, `RuntimeError` where the
         encoder is missing or the stream fails to verify.
         """
-        self._check(frames, request)
+        check_frame(frames)
+        if num_frames(frames) == 0:
+            raise ValueError(f"no frame was given to {self.name}; wanted at least one")
+        self.check(size_of(frames), request)
         samples = to_integers(frames, request.bit_depth)
         offsets = None if request.weights is None else self._qp_offsets(samples, request, request.weights)
         options = self._options(request)
@@ -190,12 +193,10 @@ class X26x:
             decoded, bits, header_bits, seconds, self._command(samples, request, options), verified=True
         )
 
-    def _check(self, frames: Frame, request: EncodeRequest) -> None:
-        check_frame(frames)
+    def check(self, size: tuple[int, int], request: EncodeRequest) -> None:
+        """Raises `ValueError` where `encode` would refuse this request for frames of ``size`` = (height, width)."""
         max_sample(request.bit_depth)
-        height, width = size_of(frames)
-        if num_frames(frames) == 0:
-            raise ValueError(f"no frame was given to {self.name}; wanted at least one")
+        height, width = size
         if min(height, width) < MIN_SIZE:
             raise ValueError(
                 f"{self.name} was given {width}×{height} frames; it takes {MIN_SIZE}×{MIN_SIZE} or more: pad them first"
@@ -298,7 +299,7 @@ class X26x:
             pictures.update((f.pts, f) for f in decoder.decode(None))
         except av.error.FFmpegError as error:
             narrow = self._encoder == "x265" and size_of(like)[1] <= _X265_CTU
-            advice = f"; x265 miscodes P and B pictures of {_X265_CTU} samples or less in width: pad them" * narrow
+            advice = f"; x265 miscodes some P and B pictures of {_X265_CTU} samples or less in width: pad them" * narrow
             raise RuntimeError(
                 f"FFmpeg's decoder rejects the {self.name} stream or its picture hashes: {error}{advice}"
             ) from error

@@ -82,7 +82,11 @@ class Codec(Protocol):
 
     @property
     def version(self) -> str:
-        """Version of the encoder, part of every cache key."""
+        """Version of the encoder, part of every cache key. Raises `RuntimeError` where the encoder is missing."""
+        ...
+
+    def check(self, size: tuple[int, int], request: EncodeRequest) -> None:
+        """Raises `ValueError` where `encode` would refuse this request for frames of ``size`` = (height, width)."""
         ...
 
     def encode(self, frames: Frame, request: EncodeRequest) -> EncodeResult:

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from PIL import Image, features
 
-from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames
+from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames, size_of
 from jaxwrap.codec import QP_RANGE, EncodeRequest, EncodeResult
 from jaxwrap.codecs.jpeg.tables import MAX_STEP, flat_table
 from jaxwrap.samples import round_half_away, to_integers
@@ -58,7 +58,8 @@ class Jpeg:
         Raises `ValueError` for what this codec does not do (10 bits, inter prediction, weights, presets), and
         `RuntimeError` where a file fails to verify.
         """
-        self._check(frames, request)
+        check_frame(frames)
+        self.check(size_of(frames), request)
         samples = to_integers(frames, 8)
         settings = self._settings(request)
         bits, header_bits, seconds = np.zeros(num_frames(samples), np.int64), 0, 0.0
@@ -89,8 +90,8 @@ class Jpeg:
             return {"quality": self._quality}
         return {"qtables": [flat_table(step_of_qp(float(request.qp or 0))).tolist()]}
 
-    def _check(self, frames: Frame, request: EncodeRequest) -> None:
-        check_frame(frames)
+    def check(self, size: tuple[int, int], request: EncodeRequest) -> None:
+        """Raises `ValueError` where `encode` would refuse this request for frames of ``size`` = (height, width)."""
         if request.bit_depth != 8:
             raise ValueError(f"{request.bit_depth}-bit samples were given; JPEG here has 8 bits: use bit_depth=8")
         if request.config != "intra":
@@ -99,10 +100,9 @@ class Jpeg:
             raise ValueError("weights were given; JPEG has one table per picture and cannot apply them")
         if request.preset is not None:
             raise ValueError(f"preset {request.preset!r} was given; JPEG has none: leave it None")
-        if max(frames.y.shape[1:]) > MAX_SIZE or min(frames.y.shape) < 1:
-            raise ValueError(
-                f"frames of shape {frames.y.shape} were given; JPEG takes 1 to {MAX_SIZE} rows and columns"
-            )
+        height, width = size
+        if not (1 <= height <= MAX_SIZE and 1 <= width <= MAX_SIZE):
+            raise ValueError(f"{width}×{height} frames were given; JPEG takes 1 to {MAX_SIZE} rows and columns")
         if self._quality is not None:
             if request.qp is not None:
                 raise ValueError(f"QP {request.qp} and quality {self._quality} were given; give one of them")

@@ -57,6 +57,10 @@ class CoarseCodec:
     fails_at: float = -1
     dies_at: float = -1
 
+    def check(self, size, request):
+        if request.preset is not None:
+            raise ValueError(f"{self.name} has no presets")
+
     def encode(self, frames, request):
         with open(self.log, "a") as file:
             file.write(f"{os.getpid()} {request.qp:g} {frames.y.shape[2]}\\n")
@@ -418,6 +422,37 @@ def test_bad_settings_are_refused_before_anything_runs(
     given: dict[str, Any] = {"clips": clips, "modes": [codec_mode()], "codecs": codecs, "qps": [22], "methods": [Sse()]}
     with pytest.raises(ValueError, match=message):
         run_sweep(**{**given, **change}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preset": "medum"}, "lake in mode codec: preset 'medum' was given; x264 knows: ultrafast, .*placebo"),
+        ({"qps": [22, 27.5]}, "lake in mode codec: QP 27.5 was given; x264 at 10 bits takes whole numbers 0 … 51"),
+        (
+            {"modes": [codec_mode(), linear_mode("bilinear", Fraction(1, 2))]},
+            "lake in mode bilinear-1/2: x264 was given 12×8 frames; it takes 16×16 or more",
+        ),
+    ],
+)
+def test_what_an_encoder_cannot_take_is_refused_before_anything_runs(
+    tmp_path: Path, stand_in: ModuleType, change: dict[str, Any], message: str
+) -> None:
+    given: dict[str, Any] = {"clips": stand_in.clips()[:1], "modes": [codec_mode()], "qps": [22], "methods": [Sse()]}
+    with pytest.raises(ValueError, match=message):
+        run_sweep(**{**given, **change}, codecs=[X26x("x264")], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_encoder_is_named_before_anything_runs(
+    tmp_path: Path, stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxwrap.codecs.x26x.encoder_version", lambda encoder: None)
+    with pytest.raises(
+        ValueError, match=r"codec x265 cannot be used: x265 is missing: PyAV .* Install PyAV's own wheel"
+    ):
+        run_sweep(stand_in.clips(), [codec_mode()], [X26x("x265")], [22], [Sse()], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -194,10 +194,12 @@ def run_sweep(
       runs; default: ``cache`` beside ``out``. progress: a running `rich` progress bar, to which a task is added.
 
     Raises:
-      ValueError: nothing to do, unknown or repeated names, QPs out of range, or an output folder of another
+      ValueError: nothing to do, unknown or repeated names, QPs out of range, what a codec cannot take
+      (`Codec.check`), an encoder that is missing, or an output folder of another
       configuration (the settings that differ are named). OSError: the disk is full; points measured before are kept.
     """
     pairs = _check(clips, modes, codecs, qps, methods, config, processes)
+    _ask_codecs(clips, modes, codecs, [EncodeRequest(qp, config, BIT_DEPTH, preset=preset) for qp in qps])
     settings = _Settings(pairs, list(codecs), [float(qp) for qp in qps], dataset, config, preset, seed)
     sources = [_source(clip) for clip in clips]
     configuration = _configuration(sources, settings)
@@ -604,6 +606,24 @@ def _check(
     return combinations(modes, methods)
 
 
+def _ask_codecs(
+    clips: Sequence[ClipLike], modes: Sequence[Mode], codecs: Sequence[Codec], requests: Sequence[EncodeRequest]
+) -> None:
+    """Raises `ValueError` where an encoder is missing, or would refuse one of these requests for a clip in a mode."""
+    for codec in codecs:
+        try:
+            _ = codec.version
+        except RuntimeError as error:
+            raise ValueError(f"codec {codec.name} cannot be used: {error}") from error
+    for clip, mode, codec, request in itertools.product(clips, modes, codecs, requests):
+        check_frame(clip.frames)
+        size = mode.wrapper.bottleneck_size(*size_of(clip.frames))
+        try:
+            codec.check(size, dataclasses.replace(request, fps=clip.fps))
+        except ValueError as error:
+            raise ValueError(f"{clip.name} in mode {mode.name}: {error}") from error
+
+
 def _source(clip: ClipLike) -> _Source:
     check_frame(clip.frames)
     samples = change_bit_depth(jax.tree.map(np.asarray, clip.frames), clip.bit_depth, BIT_DEPTH)
@@ -712,8 +732,13 @@ def _claim(out: Path, configuration: dict[str, Any]) -> None:
                 f"{out} holds a sweep of another configuration; choose another folder (points that both have come from "
                 f"the cache) or the same settings. Differing:\n  {shown}"
             )
-    else:
-        _write_manifest(out, configuration, None, {})
+        return
+    if taken := [name for name in ("results.csv", "report.html", "pictures.npz") if (out / name).exists()]:
+        raise ValueError(
+            f"{out} holds {', '.join(taken)} without the manifest.json of a sweep, and would lose them; "
+            "choose another output folder, or move them away"
+        )
+    _write_manifest(out, configuration, None, {})
 
 
 def _differences(name: str, found: Any, given: Any) -> Iterator[str]:
