@@ -17,7 +17,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -60,11 +60,13 @@ def run(
 
     ``training`` also times a training step: loss, gradients of all parameters, Adam update. ``implementation="auto"``
     takes the faster one for each of the two on this device. ``torch`` compares with PyTorch, run by ``peer_python``
-    with ``threads`` threads (default: one per CPU), on CUDA where JAX runs on a GPU.
+    with ``threads`` threads (default: the faster of one and one per CPU, as on a busy machine several are slower than
+    one), on CUDA where JAX runs on a GPU.
 
     Returns medians: ``forward_ms_per_frame``, ``train_ms`` and ``train_steps_per_s``, the same of PyTorch with
     ``torch_`` ahead, ``ratio_*`` = PyTorch's time over ours; the largest difference of outputs and losses;
-    multiply–accumulates per pixel of the convolutions and, apart, of resampling; parameters; the environment. Raises
+    multiply–accumulates per pixel of the convolutions and, apart, of resampling; parameters; the environment, with the
+    load average of the last minute at the end. Raises
     `ValueError` for an unknown option or a missing peer, `RuntimeError` where the peer fails, lacks CUDA, or disagrees.
     """
     if torch and peer_python is None:
@@ -97,15 +99,17 @@ def run(
         "jax": jax.__version__,
         "rounds": rounds,
     }
-    threads = threads or os.cpu_count() or 1
+    thread_counts = sorted({1, os.cpu_count() or 1}) if threads is None else [threads]
     device = "cuda" if backend == "gpu" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         start = ours["forward"].state
         peer = None
         try:
             if torch:
-                peer = _Peer(str(peer_python), Path(folder), config, start, bottleneck, size, device, dtype, threads)
-                result |= {"torch": peer.version, "torch_device": peer.device, "torch_threads": threads}
+                peer = _Peer(
+                    str(peer_python), Path(folder), config, start, bottleneck, size, device, dtype, thread_counts
+                )
+                result |= {"torch": peer.version, "torch_device": peer.device, "torch_threads": peer.threads}
                 result |= _differences(ours, peer, TOLERANCES[dtype])
             for task, network in ours.items():
                 times: dict[str, list[float]] = {"jax": [], "torch": []}
@@ -125,6 +129,7 @@ def run(
         finally:
             if peer is not None:
                 peer.close()
+    result["load_average"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     _print(result)
     return result
 
@@ -225,7 +230,8 @@ def _print(result: dict[str, Any]) -> None:
     print(
         f"post-processor, {result['num_frames']} × {result['width']}×{result['height']} from ratio {result['ratio']}, "
         f"{result['dtype']}{', no TF32' if result['dtype'] == 'float32' else ''}; {result['device']}, "
-        f"jax {result['jax']}, {result['cpus']} CPUs"
+        f"jax {result['jax']}, {result['cpus']} CPUs, "
+        + ("load unknown" if result["load_average"] is None else f"load average {result['load_average']:.1f}")
     )
     print(
         f"{result['mac_per_pixel']:.1f} MAC/pixel in convolutions, {result['resampling_mac_per_pixel']:.2f} in "
@@ -261,7 +267,7 @@ class _Peer:
         size: tuple[int, int],
         device: str,
         dtype: str,
-        threads: int,
+        threads: Sequence[int],
     ):
         post = WrapperConfig(post=config).to_dict()["post"]
         arrays: dict[str, Any] = {
@@ -271,7 +277,7 @@ class _Peer:
         np.savez(folder / "case.npz", config=json.dumps(post), size=np.array(size), **planes, **arrays)
         script = Path(__file__).with_name("postprocessor_torch.py")
         files = [str(folder / "case.npz"), str(folder / "output.npz")]
-        command = [python, str(script), *files, device, dtype, str(threads)]
+        command = [python, str(script), *files, device, dtype, *map(str, threads)]
         self._errors = (folder / "errors.txt").open("w+")
         try:
             self._process = subprocess.Popen(
@@ -285,6 +291,7 @@ class _Peer:
             self._fail()
         with np.load(folder / "output.npz") as output:
             self.decoded = [output[f"arr_{i}"] for i in range(3)]
+            self.threads = int(output["threads"])
             self.version, self.device = str(output["version"]), str(output["device"])
 
     def run(self, task: str) -> dict[str, float]:

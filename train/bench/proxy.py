@@ -2,8 +2,10 @@
 
 One step is: code 8 pictures of 256×256×3 samples with the 8×8 DCT, sum squared error and bits, differentiate with
 respect to the samples and the quantiser step. The peer takes [8, 256, 256, 3]; here the same planes are 24 luma
-pictures. Each side runs in a process of its own on the same data, with the same number of steps by turns (A B A B …),
-so that a busy machine slows both.
+pictures. The pictures are synthetic, Gaussian noise with the 1/f spectrum of photographs: bits and times of real ones
+differ. Each side runs in a process of its own on the same data, with the same number of steps by turns (A B A B …), so
+that a busy machine slows both. A step has ended when loss and both gradients exist on the device; each side copies the
+loss, a scalar, to the host, and nothing else.
 
 The peer's environment needs TensorFlow, and Pillow < 11.3: later ones ignore the peer's quantisation tables, and its
 JPEGs get larger and slower than it means them to be. Nothing of the peer is kept here; its path is the user's.
@@ -35,6 +37,8 @@ BITS_WEIGHT = 1e-3
 REFRESH_STEPS = 8
 """The rate scale is counted anew every so many steps in the variants ``refreshed``."""
 
+PICTURES = "synthetic 1/f noise"
+
 VARIANTS = {
     "exact": "8×8 blocks, JPEG bits counted in every step",
     "refreshed": f"8×8 blocks, rate scale counted every {REFRESH_STEPS} steps",
@@ -50,8 +54,9 @@ def run(*, peer: Path | None = None, peer_python: Path | None = None, rounds: in
     (default: this one); without ``peer`` only our own figures. ``rounds`` of `REFRESH_STEPS` steps each; figures are
     medians over rounds, ratios medians of the rounds' ratios.
 
-    Returns ``{"device", "jax", "cpus", "peer", "ms": {variant: …}, "ratio": {variant: …}}``. Raises `ValueError` when
-    the folder is no checkout, `RuntimeError` with the other side's messages when it fails.
+    Returns ``{"device", "jax", "cpus", "load_average", "pictures", "peer", "ms": {variant: …}, "ratio": {variant:
+    …}}``; ``load_average`` is that of the last minute, at the end. Raises `ValueError` when the folder is no checkout,
+    `RuntimeError` with the other side's messages when it fails.
     """
     if peer is not None and not (peer / "image_compression" / "encode_decode_intra_lib.py").is_file():
         raise ValueError(
@@ -80,6 +85,8 @@ def run(*, peer: Path | None = None, peer_python: Path | None = None, rounds: in
     figures: dict[str, Any] = {
         **ours.about,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "pictures": PICTURES,
         "peer": sides["peer"].about["version"] if "peer" in sides else None,
         "ms": {variant: 1e3 * float(np.median(values)) for variant, values in seconds.items()},
         "ratio": {v: float(np.median(seconds["peer"] / seconds[v])) for v in VARIANTS} if "peer" in sides else {},
@@ -90,8 +97,9 @@ def run(*, peer: Path | None = None, peer_python: Path | None = None, rounds: in
 
 def _print(figures: dict[str, Any]) -> None:
     print(
-        f"proxy codec, forward + gradient, {NUM_PICTURES} × {SIZE}² × {PLANES}; "
-        f"{figures['device']}, jax {figures['jax']}, {figures['cpus']} CPUs"
+        f"proxy codec, forward + gradient, {NUM_PICTURES} × {SIZE}² × {PLANES} of {figures['pictures']}; "
+        f"{figures['device']}, jax {figures['jax']}, {figures['cpus']} CPUs, "
+        + ("load unknown" if figures["load_average"] is None else f"load average {figures['load_average']:.1f}")
     )
     if figures["peer"]:
         print(f"{figures['ms']['peer']:9.2f} ms   peer (TensorFlow {figures['peer']}), JPEG run in every step")
@@ -101,7 +109,7 @@ def _print(figures: dict[str, Any]) -> None:
 
 
 def _pictures() -> np.ndarray:
-    """``[24, 256, 256]`` float32 in 0…255 with the 1/f spectrum of photographs; the same in every run."""
+    """``[24, 256, 256]`` float32 in 0…255 of noise with the 1/f spectrum of photographs; the same in every run."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIZE), np.fft.rfftfreq(SIZE), indexing="ij"))
     frequency[0, 0] = np.inf
@@ -184,7 +192,8 @@ def _training_step(x: jax.Array, block_sizes: Any, *, refresh: bool) -> Callable
         nonlocal scale
         if refresh and i == 0:
             scale = count(x, step_size)
-        jax.block_until_ready(gradient(x, step_size, scale))
+        loss_value, _ = jax.block_until_ready(gradient(x, step_size, scale))
+        float(loss_value)
 
     return step
 
@@ -212,7 +221,8 @@ print(json.dumps({{"version": tf.__version__}}), flush=True)
 for line in sys.stdin:
     start = time.perf_counter()
     for _ in range({REFRESH_STEPS}):
-        for value in gradient(x):
-            value.numpy()
+        loss, *_ = gradient(x)
+        tf.test.experimental.sync_devices()
+        loss.numpy()
     print(json.dumps({{"seconds": (time.perf_counter() - start) / {REFRESH_STEPS}}}), flush=True)
 """
