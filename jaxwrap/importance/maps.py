@@ -26,6 +26,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, crop_to, frame_of, num_frames, pad_to, size_of
 from jaxwrap.importance.sketch import SketchKind, accumulator_dtype, check_sketch, sketch_row
+from jaxwrap.metrics.distortion import PLANE_WEIGHTS
 
 Receiver = Callable[[Frame], Any]
 
@@ -69,14 +70,16 @@ def frame_mean(frame: Frame) -> jax.Array:
 
 
 def yuv_metric(output: Frame) -> Frame:
-    """Weights that make ‖e‖²_M the YUV mean square error (6 MSE_Y + MSE_U + MSE_V) / 8 (SNW section 4); in 4:0:0,
-    MSE_Y.
+    """Weights that make ‖e‖²_M the YUV mean square error (6 MSE_Y + MSE_U + MSE_V) / 8; in 4:0:0, MSE_Y.
+
+    SNW (section 4.1) weights the planes' PSNRs 6:1:1, which is a geometric mean of their squared errors. This is the
+    arithmetic mean with the same weights (`PLANE_WEIGHTS`), because M has to be fixed before the errors are known.
 
     Takes the receiver's output (shapes are enough) and gives one scalar per plane: 6, 1, 1 over 8 times the plane's
     samples.
     """
-    shares = (1.0,) if len(output.planes) == 1 else (0.75, 0.125, 0.125)
-    return frame_of([s / (p.shape[1] * p.shape[2]) for s, p in zip(shares, output.planes, strict=True)])
+    weights = PLANE_WEIGHTS[: len(output.planes)]
+    return frame_of([w / sum(weights) / (p.shape[1] * p.shape[2]) for w, p in zip(weights, output.planes, strict=True)])
 
 
 def importance_map(

@@ -18,12 +18,11 @@ from jaxwrap.arrays import Yuv420
 from jaxwrap.codec import EncodeRequest
 from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES
 from jaxwrap.codecs.proxy import ProxyCodec, rate_scale, step_from_parameter
+from jaxwrap.metrics.distortion import PLANE_WEIGHTS
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import normalise
 from jaxwrap.train.fit.config import FitConfig
 from jaxwrap.wrappers.switchable import PostConfig, PreConfig, Wrapper, WrapperConfig, wrapper_from_config
-
-YUV_WEIGHTS = (6.0, 1.0, 1.0)
 
 
 @jax.tree_util.register_dataclass
@@ -45,8 +44,8 @@ class FitState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Of one step, over the whole batch: loss, distortion D (squared 8-bit units), bits per original pixel, PSNR of D
-    in dB, step size in 8-bit units, norm of the gradient before clipping (0 in validation)."""
+    """Of one step, over the whole batch: loss, distortion D (squared 8-bit units), bits per original pixel,
+    PSNR-YUV (6:1:1) in dB, step size in 8-bit units, norm of the gradient before clipping (0 in validation)."""
 
     loss: jax.Array
     distortion: jax.Array
@@ -94,17 +93,6 @@ def with_parameters(wrapper: Wrapper, params: Any) -> Wrapper:
     return nnx.merge(graph, state)
 
 
-def geometric_mse(mse: Sequence[jax.Array]) -> jax.Array:
-    """The squared error that the 6:1:1 mean of the planes' PSNRs stands for: their weighted geometric mean.
-
-    With errors pooled over a batch, a step on it is a step on that mean. An arithmetic mean all but ignores chroma,
-    whose errors are ten times smaller than luma's. The floor of 1/12, the error of rounding to 8 bits, keeps planes
-    without error finite.
-    """
-    logs = [w * jnp.log(m + 1.0 / 12.0) for w, m in zip(YUV_WEIGHTS, mse, strict=True)]
-    return jnp.exp(sum(logs[1:], logs[0]) / sum(YUV_WEIGHTS))
-
-
 def make_loss(wrapper: Wrapper, config: FitConfig) -> Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]:
     """The loss D + λ R of ``(params, pictures, key, scale)``; ``scale=None`` counts exactly, ``key=None``
     draws nothing (8×8 blocks, no jitter), as validation wants it."""
@@ -127,10 +115,12 @@ def make_loss(wrapper: Wrapper, config: FitConfig) -> Callable[..., tuple[jax.Ar
         sandwich = Sandwich(model.pre, functools.partial(model.post, size=(height, width)), config.bit_depth)
         coded = sandwich(frames, codec, EncodeRequest(qp=None))
         mse = [jnp.mean(jnp.square((a - b) * 127.5)) for a, b in zip(coded.frames.planes, frames.planes, strict=True)]
-        distortion = geometric_mse(mse)
+        distortion = sum(mse[1:], mse[0]) / len(mse)
         bits_per_pixel = jnp.sum(coded.result.bits) / (n * height * width)
         total = distortion + config.lmbda * bits_per_pixel / float(Fraction(config.ratio)) ** 2
-        psnr = 10.0 / math.log(10.0) * jnp.log(255.0**2 / distortion)
+        planes_psnr = [10.0 / math.log(10.0) * jnp.log(255.0**2 / jnp.maximum(m, 1e-6)) for m in mse]
+        psnr = sum(w * p for w, p in zip(PLANE_WEIGHTS[1:], planes_psnr[1:], strict=True))
+        psnr = (psnr + PLANE_WEIGHTS[0] * planes_psnr[0]) / sum(PLANE_WEIGHTS)
         metrics = Metrics(total, distortion, bits_per_pixel, psnr, step_size / depth_gain, jnp.float32(0.0))
         return total, (metrics, jax.lax.stop_gradient((coded.plan.z, steps, blocks)))
 
