@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -19,7 +18,6 @@ from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.fit.config import FitConfig, override, preset
 from jaxwrap.train.fit.data import crop_batch, prefetch
 from jaxwrap.train.fit.loop import fit
-from jaxwrap.train.fit.step import geometric_mse
 
 TINY = FitConfig(
     mode="post",
@@ -77,13 +75,6 @@ def test_prefetch_keeps_order_and_raises_what_its_maker_raised() -> None:
 
     with pytest.raises(RuntimeError, match="picture 3"):
         list(prefetch(fail, 3, 9))
-
-
-def test_the_distortion_is_what_the_weighted_psnr_stands_for() -> None:
-    mse = np.float32([40.0, 4.0, 2.0])
-    psnr = 10 * np.log10(255**2 / (mse + 1 / 12))
-    wanted = 255**2 * 10 ** (-(6 * psnr[0] + psnr[1] + psnr[2]) / 8 / 10)
-    np.testing.assert_allclose(geometric_mse(list(jnp.asarray(mse))), wanted, rtol=1e-5)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -85,6 +86,9 @@ def _resolve(path: str | Path) -> Path:
     return file
 
 
+_MARGIN = 2**20  # bytes that a state takes beside its arrays, with room for the log and the wrapper files
+
+
 class RunStates:
     """The states of one training run, written atomically, the two newest kept."""
 
@@ -94,17 +98,25 @@ class RunStates:
 
     def save(self, state: FitState) -> None:
         """Blocks until the state is safe on disk. Raises `OSError` where the disk is full; older states are kept."""
+        step = int(state.step)
+        # Asked first, because threads of Orbax and TensorStore meet a full disk with pages of tracebacks.
+        needed = _MARGIN + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self._manager.directory).free < needed:
+            raise self._disk_full(step)
         try:
-            self._manager.save(int(state.step), args=ocp.args.StandardSave(state))
+            self._manager.save(step, args=ocp.args.StandardSave(state))
             self._manager.wait_until_finished()
-        except Exception as error:  # Orbax and TensorStore tell a full disk by errors of many types
-            if os.strerror(errno.ENOSPC) not in str(error) and os.strerror(errno.EDQUOT) not in str(error):
+        except Exception as error:  # they tell it by errors of many types
+            if not any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
                 raise
-            raise OSError(
-                errno.ENOSPC,
-                f"the disk is full: the state of step {int(state.step)} was not written, older ones are kept; "
-                f"free some space and run the same command again ({self._manager.directory})",
-            ) from error
+            raise self._disk_full(step) from error
+
+    def _disk_full(self, step: int) -> OSError:
+        return OSError(
+            errno.ENOSPC,
+            f"the disk is full: the state of step {step} was not written to {self._manager.directory}, older ones are "
+            "kept; free some space and run the same command again",
+        )
 
     def latest(self, like: FitState) -> FitState | None:
         """The newest whole state, placed like ``like``; None where there is none."""

@@ -15,9 +15,9 @@ from jaxwrap.wrappers.resample import RATIOS
 class FitConfig:
     """A training run of one wrapper (SNW 3.3–3.4).
 
-    The loss is D + λ R: D the squared error that the reported PSNR-YUV (6:1:1) stands for, in squared 8-bit sample
-    units (`jaxwrap.train.fit.step.geometric_mse`); R in bits per pixel of the bottleneck, of the proxy. SNW takes the
-    MSE in YUV, and does not say in which units.
+    The loss is D + λ R: D the mean of the three planes' mean squared errors (SNW: "MSE in the YUV space"), in squared
+    8-bit sample units; R in bits per pixel of the bottleneck, of the proxy. The units are ours: SNW does not state its
+    own.
     """
 
     data: str = ""
@@ -39,15 +39,14 @@ class FitConfig:
     """Peak of Adam's cosine schedule (warm-up: 2 % of the steps). Networks this small train stably far above the usual
     1e-4."""
     lmbda: float = 16.0
-    """λ. SNW 3.4 has the same number. An encoder at QP 30 works at 36 per sample (0.57 · 2^((QP − 12) / 3)), and D is
-    about half of luma's error: so 16 is near QP 30, at every ratio. There, and not at high rates, a smaller picture can
-    win."""
+    """λ. SNW 3.4 has the same number. Luma's error counts a third in D, so a bit is worth 48 of it, as to an encoder at
+    QP 31 (0.57 · 2^((QP − 12) / 3)). There, and not at high rates, a smaller picture can win."""
     bit_depth: int = 10
     """Of the bottleneck. SNW 3.4 found 10 best for 8- and 10-bit sources alike."""
     initial_step_size: float = 16.0
     """Quantisation step of the proxy at the start, in 8-bit sample units; learnt from there (QP 30 has a step of
     20)."""
-    step_jitter: float = 1.0
+    step_jitter: float = 2.0
     """Each picture's step is the learnt one times 2^u, u uniform in ± this many octaves (6 QP each), so that one
     wrapper serves a range of QPs. 0 is SNW's own form."""
     rate_refresh: int = 8
