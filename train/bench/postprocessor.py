@@ -160,8 +160,9 @@ class _Network:
 
         def train(state: nnx.State, moments: Any, frame: Frame) -> tuple[nnx.State, Any, jax.Array]:
             value, gradient = jax.value_and_grad(loss)(state, frame)
-            updates, moments = optimiser.update(gradient, moments, state)
-            return optax.apply_updates(state, updates), moments, value
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # what Optax is written for
+                updates, moments = optimiser.update(gradient, moments, state)
+                return optax.apply_updates(state, updates), moments, value
 
         self._forward = jax.jit(forward)
         self._train = jax.jit(train, donate_argnums=(0, 1))
