@@ -21,8 +21,7 @@ PSNR_CAP_DB = 100.0
 """PSNR given to a plane that equals its source: infinity would swallow every mean that it enters."""
 
 PLANE_WEIGHTS = (6.0, 1.0, 1.0)
-"""Weights of Y, U and V wherever planes are averaged: in YUV-PSNR (SNW section 4.1; common for 4:2:0), in the training
-loss that stands for it, and in the metric of importance maps."""
+"""Weights of Y, U and V in YUV-PSNR (SNW section 4.1; common for 4:2:0), and in the metric of importance maps."""
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the five scales, finest first (Wang, Simoncelli, Bovik 2003, section 3.2)."""
