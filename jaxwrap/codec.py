@@ -60,8 +60,8 @@ class EncodeResult:
     ``decoded``: samples in ``[0, 2^d − 1]`` at the input's size. ``bits``: ``[N]`` per picture, in the order of the
     input, everything counted. ``header_bits``: the part of the sum that is parameter sets. ``seconds``: wall time of
     encoding (0 under `jax.jit`). ``command``: what was run, enough to repeat it. ``verified``: a decoder that shares no
-    code with the encoder gave ``decoded``, and it equals the encoder's own reconstruction; False where that is not
-    known (the proxy).
+    code with the encoder gave ``decoded``, and it equals the encoder's own reconstruction (for JPEG, whose inverse DCT
+    is not normative, within ± 1); False where that is not known (the proxy).
     """
 
     decoded: Frame

@@ -128,7 +128,7 @@ def _digest(tree: Any) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 
 
