@@ -229,7 +229,7 @@ def evaluate(
 
     # What costs nothing to check comes first: arguments, then inputs, then networks.
     numbers = _whole_numbers(qps)
-    coders = encoders(split_words(codec), encoder_preset)
+    coders = encoders(split_words(codec))
     chosen = [new_method(name, map=map, alpha=alpha) for name in split_words(methods)]
     clips, unreadable = open_clips(input, max_frames=max_frames)
     networks = [load_wrapper(name)[0] for name in wrapper or ["post-1of2", "pair-1of2"]]

@@ -81,12 +81,10 @@ def standard_modes(ratios: Sequence[Fraction]) -> list[Mode]:
     return [codec_mode()] + [linear_mode(kind, ratio) for ratio in ratios if ratio != 1 for kind in KINDS]
 
 
-def encoders(names: Sequence[str], preset: str | None = None) -> list[X26x]:
-    """x264, x265 by name. Raises `ValueError` listing the valid names of these, or of ``preset``, the effort asked."""
-    from jaxwrap.codecs.x26x import PRESETS, X26x
+def encoders(names: Sequence[str]) -> list[X26x]:
+    """x264, x265 by name. Raises `ValueError` listing the valid ones."""
+    from jaxwrap.codecs.x26x import X26x
 
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"encoder preset {preset!r} was given; known: {', '.join(PRESETS)}")
     return [X26x(name) for name in names]  # type: ignore[arg-type]  # X26x itself names the valid ones
 
 

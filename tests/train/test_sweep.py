@@ -506,3 +506,21 @@ def test_the_stopwatch_leaves_compilation_out() -> None:
     with Stopwatch() as sleeping:
         time.sleep(0.05)
     assert 0.05 <= sleeping.seconds < 0.5
+
+
+def test_a_clip_that_is_too_small_fails_by_itself(tmp_path: Path, stand_in: ModuleType) -> None:
+    (clip,) = stand_in.clips()[:1]
+    small = dataclasses.replace(
+        clip, name="stamp", frames=jax.tree.map(lambda p: p[:, : p.shape[1] // 2, : p.shape[2] // 2], clip.frames)
+    )
+    result = run_sweep([clip, small], [codec_mode()], [X26x("x264")], [22], [Sse()], tmp_path / "out", processes=1)
+    assert [point.sequence for point in result.points] == [clip.name]
+    assert [failure.sequence for failure in result.failures] == ["stamp"]
+    assert "takes 16×16 or more" in result.failures[0].error
+
+
+def test_results_of_something_else_in_the_folder_are_not_overwritten(tmp_path: Path, stand_in: ModuleType) -> None:
+    (tmp_path / "results.csv").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds results\.csv without the manifest\.json of a sweep"):
+        run_sweep(stand_in.clips()[:1], [codec_mode()], [X26x("x264")], [22], [Sse()], tmp_path)
+    assert (tmp_path / "results.csv").read_text() == "precious"

@@ -609,19 +609,32 @@ def _check(
 def _ask_codecs(
     clips: Sequence[ClipLike], modes: Sequence[Mode], codecs: Sequence[Codec], requests: Sequence[EncodeRequest]
 ) -> None:
-    """Raises `ValueError` where an encoder is missing, or would refuse one of these requests for a clip in a mode."""
+    """Raises `ValueError` where an encoder is missing, or would refuse something of every clip, such as a preset.
+
+    One clip that is too small must not keep the others from being measured: its points will fail by themselves.
+    """
     for codec in codecs:
         try:
             _ = codec.version
         except RuntimeError as error:
             raise ValueError(f"codec {codec.name} cannot be used: {error}") from error
-    for clip, mode, codec, request in itertools.product(clips, modes, codecs, requests):
-        check_frame(clip.frames)
+    refusals = [_refusal(clip, modes, codecs, requests) for clip in clips]
+    if all(refusals):
+        raise ValueError(refusals[0])
+
+
+def _refusal(
+    clip: ClipLike, modes: Sequence[Mode], codecs: Sequence[Codec], requests: Sequence[EncodeRequest]
+) -> str | None:
+    """The first thing that an encoder would refuse about a clip, or None."""
+    check_frame(clip.frames)
+    for mode, codec, request in itertools.product(modes, codecs, requests):
         size = mode.wrapper.bottleneck_size(*size_of(clip.frames))
         try:
             codec.check(size, dataclasses.replace(request, fps=clip.fps))
         except ValueError as error:
-            raise ValueError(f"{clip.name} in mode {mode.name}: {error}") from error
+            return f"{clip.name} in mode {mode.name}: {error}"
+    return None
 
 
 def _source(clip: ClipLike) -> _Source:

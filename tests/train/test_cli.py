@@ -1,0 +1,249 @@
+"""The command line, run in this process: bad input gives one message and status 2, and loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxwrap.train import cli
+from jaxwrap.train.evaluate.points import COLUMNS
+from jaxwrap.train.fit.checkpoints import RunStates, load_wrapper, shipped_wrappers
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: good and bad files by name."""
+    monkeypatch.chdir(tmp_path)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+    picture.save("good.png")
+    Path("cut.png").write_bytes(Path("good.png").read_bytes()[:2000])
+    Path("empty.png").touch()
+    Path("notes.txt").write_text("no picture\n" * 20)
+    Path("clip_64x48_25fps_8bit_P420.yuv").write_bytes(bytes(1000))
+    Path("nothing").mkdir()
+    Path("header.csv").write_text(",".join(COLUMNS) + "\n")
+    Path("few.csv").write_text("key,qp\n1,22\n")
+    Path("foreign").mkdir()
+    Path("foreign/thesis.tex").write_text("precious")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls the command with these words; gives status, standard output, standard error."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jaxwrap", *words])
+        with pytest.raises(SystemExit) as leave:
+            cli.main()
+        return int(leave.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+BAD = [
+    ("nonsense", "No such command 'nonsense'"),
+    ("train", "Missing argument 'preset'"),
+    ("train huge", "unknown preset 'huge'; valid: smoke, pilot, full"),
+    ("train smoke stpes=4", r"unknown key 'stpes' \(did you mean steps\?\)"),
+    ("train smoke steps=many", "steps='many': wanted int"),
+    ("train smoke steps=0 crop=50 ratio=3/4", r"crop=50: .*\n  .*|ratio='3/4': wanted one of 1, 2/3, 1/2, 1/4"),
+    ("train smoke data=absent.png", r"do not exist: absent\.png"),
+    ("train smoke data=good.png", "one picture was given as data="),
+    ("train smoke data=good.png validation=good.png", "no training picture is at least 96×96"),
+    ("evaluate", "Missing option '--input'"),
+    ("evaluate -i absent.png", r"do not exist: absent\.png"),
+    ("evaluate -i empty.png -i cut.png -i notes.txt -i nothing", "empty.png: the file is empty"),
+    ("evaluate -i clip_64x48_25fps_8bit_P420.yuv", "1000 bytes: 0 frames of 4608 bytes .*wanted whole frames"),
+    ("evaluate -i good.png --max-frames 0", "max_frames 0 was given; wanted 1 or more"),
+    ("evaluate -i good.png --codec x266", "'x266' was given; known: x264, x265"),
+    ("evaluate -i good.png --methods best", "'best' was asked for; known: sse, dqp, refine"),
+    ("evaluate -i good.png --config still", "'still' was given; known: intra, lowdelay, randomaccess"),
+    ("evaluate -i good.png --preset medum", "'medum' was given; x264 knows: ultrafast, "),
+    ("evaluate -i good.png --qps 22,27,high", "'22,27,high' was given; wanted whole numbers"),
+    ("evaluate -i good.png --qps 22.5,27", "'22.5,27' was given; wanted whole numbers"),
+    ("evaluate -i good.png --qps 22,27,60", r"QPs \[60\] were given; wanted 0 to 51"),
+    ("evaluate -i good.png --qps 22,22", "QPs were given more than once"),
+    ("evaluate -i good.png --qps ,", "no QP was given"),
+    ("evaluate -i good.png --processes -1", "-1 processes were asked for"),
+    ("evaluate -i good.png -w absent", "no wrapper at absent; .*shipped name: pair-1of2"),
+    ("evaluate -i good.png -w notes.txt", r"notes\.txt is not a wrapper file \(it is no \.npz archive"),
+    ("evaluate -i good.png -w pair-1of2 -w pair-1of2", "modes were given more than once: wrapper-1/2"),
+    ("evaluate -i good.png -w post-1of2 --methods dqp", "method dqp wants a mode whose two sides are networks"),
+    ("importance -i good.png --sketches 0", "0 sketches were asked for; at least 1"),
+    ("importance -i good.png --out good.png", "good.png: File exists; a file is where a folder was wanted"),
+    ("report absent", "no results at absent; give a results.csv"),
+    ("report nothing", r"no results at nothing/results\.csv"),
+    ("report empty.png", "lacks the columns key"),
+    ("report good.png", "is not a CSV file in UTF-8"),
+    ("report few.csv", "few.csv lacks the columns dataset"),
+    ("report header.csv", "has a header but no row"),
+    ("bench jpeg-rate nothing", r"nothing holds no \.png"),
+    ("bench jpeg-rate nothing --json good.png/figures.json", "a file is where a folder was wanted"),
+    ("bench proxy --peer nothing", "give a sandwiched_compression checkout"),
+    ("bench proxy --peer-python python", "--peer-python was given without --peer"),
+    ("bench proxy --rounds 0", "Invalid value for '--rounds'"),
+    ("bench postprocessor --height 0", "Invalid value for '--height'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[words for words, _ in BAD])
+def test_bad_input_gives_one_message_and_status_2(run: Run, folder: Path, words: str, message: str) -> None:
+    before = sorted(folder.rglob("*"))
+    status, _, error = run(*words.split())
+    assert status == 2
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    assert re.search(message, error), error
+    assert [path for path in before if not path.exists()] == []
+    assert (folder / "foreign/thesis.tex").read_text() == "precious"
+
+
+def test_every_unreadable_file_is_named(run: Run) -> None:
+    _, _, error = run("evaluate", *(f"--input={name}" for name in ("empty.png", "cut.png", "notes.txt", "nothing")))
+    assert [line.partition(":")[0].strip() for line in error.splitlines()[1:]] == [
+        "empty.png", "cut.png", "notes.txt", "nothing",
+    ]  # fmt: skip
+
+
+def test_a_command_without_arguments_prints_help_and_no_error(run: Run) -> None:
+    status, out, error = run()
+    assert status == 2
+    assert "importance" in out + error
+    assert "error:" not in error
+
+
+def test_points_that_failed_give_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "run_evaluation", lambda *args, **settings: 3)
+    assert run("evaluate", "-i", "good.png")[0] == 1
+    monkeypatch.setattr(cli, "run_evaluation", lambda *args, **settings: 0)
+    assert run("evaluate", "-i", "good.png")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("PyTorch's output differs by 0.2"), "error: PyTorch's output differs by 0.2\n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.csv"), "error: a.csv: .*; .*free some space and run the"),
+        (OSError(errno.ENOSPC, "the disk is full: a.csv; free some space"), "error: the disk is full: a.csv; free"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a.csv"), "error: a.csv: Permission denied\n"),
+        (MemoryError(), "error: no memory was left; give fewer"),
+        (ValueError("wanted [1, 2]"), r"error: wanted \[1, 2\]"),
+    ],
+)
+def test_errors_are_put_into_words(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def fail() -> Any:
+        raise error
+
+    monkeypatch.setattr("jaxwrap.train.doctor.examine", fail)
+    status, _, text = run("doctor")
+    assert status == 2
+    assert re.match(message, text)
+
+
+def test_an_error_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxwrap.train.doctor.examine", lambda: {}["absent"])
+    monkeypatch.setattr(sys, "argv", ["jaxwrap", "doctor"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_doctor_names_a_variable_that_points_nowhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXWRAP_HM", "/nonsense")
+    status, out, _ = run("doctor")
+    assert status == 0
+    assert "JAXWRAP_HM=/nonsense is no executable file" in out
+
+
+def changed(**entries: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """A change of a wrapper file's description."""
+
+    def change(arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+        for name, value in entries.items():
+            (meta if name in ("format", "notes") else meta["config"])[name] = value
+
+    return change
+
+
+def of_another_network(arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+    first, second, third, fourth = list(arrays)[:4]
+    arrays["extra.bias"] = arrays.pop(first)
+    arrays[second] = arrays[second][None]
+    arrays[third] = arrays[third] * np.nan
+    arrays[fourth] = arrays[fourth].astype(str)
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (of_another_network, ["(5 mismatches)", "missing: ", "unexpected: extra.bias", "misshapen: ", "not finite: ",
+                              "not real numbers: "]),
+        (changed(ratio="3/4"), ["ratio 3/4 was given; supported: 1, 2/3, 1/2, 1/4"]),
+        (changed(ratio=None), ["is not a wrapper file"]),
+        (changed(pre="nearest"), ["'nearest' was given; supported: bilinear, lanczos4"]),
+        (changed(depth=3), ["was given depth; its fields are ratio, pre, post"]),
+        (changed(format=2), ["no description in format 1"]),
+        (lambda arrays, meta: meta.clear(), ["no description in format 1"]),
+    ],
+)  # fmt: skip
+def test_a_wrapper_file_that_does_not_fit_says_everything_at_once(
+    folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], None], messages: list[str]
+) -> None:
+    with np.load(shipped_wrappers()["pair-1of2"]) as archive:
+        arrays: dict[str, Any] = dict(archive)
+    meta = json.loads(str(arrays.pop("__meta__")))
+    change(arrays, meta)
+    np.savez("other.wrapper.npz", __meta__=np.array(json.dumps(meta)), **arrays)
+    with pytest.raises(ValueError, match=r"^other\.wrapper\.npz (does not fit|is not a wrapper)") as caught:
+        load_wrapper("other.wrapper.npz")
+    assert [text for text in messages if text not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("content", ["cut", "array", "nameless", "empty"])
+def test_a_file_that_is_no_wrapper_is_refused(folder: Path, content: str) -> None:
+    file = folder / "x.wrapper.npz"
+    whole = shipped_wrappers()["pair-1of2"].read_bytes()
+    if content == "array":
+        np.save(folder / "x.npy", np.zeros(3))
+        (folder / "x.npy").rename(file)
+    elif content == "nameless":
+        np.savez(file, kernel=np.zeros(3))
+    else:
+        file.write_bytes(whole[: len(whole) // 2] if content == "cut" else b"")
+    with pytest.raises(ValueError, match=r"is not a wrapper file .*`jaxwrap train` writes them"):
+        load_wrapper(file)
+
+
+class State(NamedTuple):
+    step: jax.Array
+    kernel: jax.Array
+
+
+def test_a_full_disk_leaves_the_older_states(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: Any = RunStates(folder / "run")
+    older, newer = (State(jnp.int32(step), jnp.full(5, step, jnp.float32)) for step in (1, 2))
+    try:
+        states.save(older)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(OSError, match="the disk is full: the state of step 2 was not written") as caught:
+            states.save(newer)
+        assert caught.value.errno == errno.ENOSPC
+        assert states.latest(newer).kernel.tolist() == [1.0] * 5
+    finally:
+        states.close()
