@@ -90,7 +90,7 @@ BAD = [
     ("importance -i good.png --out good.png", "good.png: File exists; a file is where a folder was wanted"),
     ("report absent", "no results at absent; give a results.csv"),
     ("report nothing", r"no results at nothing/results\.csv"),
-    ("report empty.png", "lacks the columns key"),
+    ("report empty.png", r"empty\.png is something else; wanted a results\.csv"),
     ("report good.png", "is not a CSV file in UTF-8"),
     ("report few.csv", "few.csv lacks the columns dataset"),
     ("report header.csv", "has a header but no row"),

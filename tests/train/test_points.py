@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:
     [
         (lambda text: text.replace("psnr_yuv,", ""), "lacks the columns psnr_yuv; wanted"),
         (lambda text: text.splitlines()[0] + "\n", "no row"),
-        (lambda text: "", "lacks the columns key"),
+        (lambda text: "", "is something else; wanted a results.csv, with the columns key, "),
         (lambda text: text.replace("38.25", "good"), r"line 2: psnr_yuv = 'good' \(wanted float\)"),
         (lambda text: text.replace("38.25", "nan").replace("1234", "1.5"), "bits = '1.5'.*psnr_yuv = 'nan'"),
         (lambda text: text.replace(",True,4", ""), "too short|verified = None"),

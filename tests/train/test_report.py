@@ -184,6 +184,12 @@ def test_a_sequence_without_a_bd_figure_is_left_out_with_its_reason() -> None:
     assert "share no quality" in reasons["c"]
 
 
+def test_the_terminal_says_why_a_figure_is_missing() -> None:
+    few = [p for p in rows_of("codec", {"a": 1.0}) + rows_of("post-1/2", {"a": 0.9}) if p.qp in QPS[:3]]
+    caption = str(bd_rich_table(bd_table(few)).caption)
+    assert "No figure: anchor curve has 3 points; a BD figure wants at least 5: add QPs." in caption
+
+
 def test_means_over_sequences_take_the_qps_that_all_have() -> None:
     curves = curves_of([p for p in CODEC if (p.sequence, p.qp) != ("a", 22.0) and p.sequence != "c"])
     (series,) = curves.values()

@@ -127,9 +127,10 @@ def read_points(path: Path) -> list[Point]:
             reader = csv.DictReader(file)
             header = reader.fieldnames or []
             if missing := [name for name in COLUMNS if name not in header]:
-                raise ValueError(
-                    f"{path} lacks the columns {', '.join(missing)}; wanted a results CSV with: {', '.join(COLUMNS)}"
+                listed = (
+                    f"lacks the columns {', '.join(missing)}" if len(missing) < len(COLUMNS) else "is something else"
                 )
+                raise ValueError(f"{path} {listed}; wanted a results.csv, with the columns {', '.join(COLUMNS)}")
             points = [point_from_cells(row, f"{path}, line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from error

@@ -40,4 +40,9 @@ def bd_rich_table(rows: Sequence[BdRow]) -> Table:
         "overlap: common part of the curves (their qualities for BD-rate, log rates for BD-PSNR), and measured points "
         f"inside. † below {LOW_OVERLAP:.0%} or {MIN_INSIDE} points: rests on little. Fronts include the codec alone."
     )
+    reasons = list(dict.fromkeys(reason for row in rows for _, reason in row.left_out))
+    for reason in reasons[:3]:
+        table.caption += f"\nNo figure: {reason}."
+    if len(reasons) > 3:
+        table.caption += f"\nNo figure, {len(reasons) - 3} other reasons: see the report."
     return table
