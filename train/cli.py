@@ -345,9 +345,9 @@ def bench_postprocessor(
     height: Annotated[int, typer.Option(min=2, help="Of the output luma: 1080, or 2160 for 4K.")] = 1080,
     width: Annotated[int, typer.Option(min=2, help="1920, or 3840 for 4K.")] = 1920,
     num_frames: Annotated[int, typer.Option(min=1, help="Frames at once.")] = 1,
-    implementation: Annotated[str, typer.Option(help="shift (fast on CPU) or grouped.")] = "shift",
+    implementation: Annotated[str, typer.Option(help="shift, grouped, or auto: the faster of the two here.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    training: Annotated[bool, typer.Option(help="Also loss and gradients.")] = False,
+    training: Annotated[bool, typer.Option(help="Also a training step: loss, gradients, Adam.")] = False,
     peer_python: Annotated[
         str | None, typer.Option(help="An interpreter that has PyTorch; without it, ours only.")
     ] = None,
