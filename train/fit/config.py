@@ -95,8 +95,9 @@ PRESETS: dict[str, FitConfig] = {
     ),
     # jaxwrap train pilot data=coco/train2017              (the shipped pair-1of2)
     # jaxwrap train pilot data=coco/train2017 mode=post    (the shipped post-1of2)
-    #   About 15 and 9 minutes alone on two CPU cores with the 128 pictures of the test data. Expect validation losses of
-    #   98.9 (29.03 dB PSNR-YUV, step 5500) and 101.8 (28.75 dB); the linear start has 112.9 (28.16 dB) and 119.7 (27.37 dB).
+    #   About 15 and 9 minutes alone on two CPU cores with the 128 pictures of the test data. Expect validation losses
+    #   of 98.9 (29.03 dB PSNR-YUV, step 5500) and 101.8 (28.75 dB); the linear start has 112.9 (28.16 dB) and 119.7
+    #   (27.37 dB).
     "pilot": FitConfig(steps=8000, checkpoint_every=500),
     # jaxwrap train full data=CLIC/train [ratio=…] [mode=post]
     #   SNW's own sizes, for a GPU: 200 000 steps of 32 crops of 256². Not run yet: no time or number is known.
