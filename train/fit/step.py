@@ -149,7 +149,7 @@ def make_step(wrapper: Wrapper, config: FitConfig) -> Callable[[FitState, Yuv420
             lambda: rate_scale(z, steps, bit_depth=config.bit_depth, block_sizes=blocks),
             lambda: state.rate_scale,
         )
-        metrics = dataclasses.replace(metrics, gradient_norm=optax.global_norm(grads))
+        metrics = dataclasses.replace(metrics, gradient_norm=optax.tree.norm(grads))
         return FitState(state.step + 1, params, opt_state, state.key, scale), metrics
 
     return step
