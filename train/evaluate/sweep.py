@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import hashlib
 import io
 import itertools
 import json
 import math
-import os
-import platform
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +40,8 @@ from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
 from jaxwrap.train.evaluate.cache import Cache
+from jaxwrap.train.evaluate.manifest import MEASURING_PACKAGES, claim, write_manifest
+from jaxwrap.train.evaluate.manifest import versions as package_versions
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
 from jaxwrap.train.evaluate.points import (
     MEASUREMENT_VERSION,
@@ -61,9 +59,6 @@ PIXELS_PER_BATCH = 8_000_000
 
 PIXELS_PER_CALL = 4_000_000
 """Luma samples of originals that a pre- or post-processor sees at once: bounds memory at any length of clip."""
-
-MEASURING_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "av")
-"""Packages whose code a point's figures come from: their versions are part of its key."""
 
 
 class ClipLike(Protocol):
@@ -204,7 +199,7 @@ def run_sweep(
     sources = [_source(clip) for clip in clips]
     configuration = _configuration(sources, settings)
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, configuration)
+    claim(out, configuration)
     started = time.perf_counter()
     sweep = _Sweep(sources, settings, Cache(cache or out.parent / "cache"), out / "pictures.npz", progress)
     result = sweep.run(processes)
@@ -221,7 +216,7 @@ def run_sweep(
         "rows_from_cache": result.from_cache,
         "failed": len(result.failures),
     }
-    _write_manifest(out, configuration, run, result.commands)
+    write_manifest(out, configuration, run, result.commands)
     return result
 
 
@@ -309,7 +304,7 @@ class _Sweep:
 
     def _rows_of(self, batch: list[_Source]) -> Iterator[_Row]:
         settings = self.settings
-        versions = _versions()
+        versions = package_versions()
         for (place, source), codec, (mode, method) in itertools.product(
             enumerate(batch), settings.codecs, settings.pairs
         ):
@@ -726,73 +721,3 @@ def _configuration(sources: list[_Source], settings: _Settings) -> dict[str, Any
         "seed": settings.seed,
         "coded_bit_depth": BIT_DEPTH,
     }
-
-
-def _claim(out: Path, configuration: dict[str, Any]) -> None:
-    """Writes the manifest of a new folder; refuses a folder of another configuration."""
-    manifest = out / "manifest.json"
-    if manifest.exists():
-        try:
-            found = json.loads(manifest.read_text())["configuration"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{manifest} is no manifest of a sweep ({error}); choose another output folder, or move that file away"
-            ) from error
-        differing = sorted(_differences("", found, json.loads(canonical_json(configuration))))
-        if differing:
-            shown = "\n  ".join(differing[:12]) + ("\n  …" if len(differing) > 12 else "")
-            raise ValueError(
-                f"{out} holds a sweep of another configuration; choose another folder (points that both have come from "
-                f"the cache) or the same settings. Differing:\n  {shown}"
-            )
-        return
-    if taken := [name for name in ("results.csv", "report.html", "pictures.npz") if (out / name).exists()]:
-        raise ValueError(
-            f"{out} holds {', '.join(taken)} without the manifest.json of a sweep, and would lose them; "
-            "choose another output folder, or move them away"
-        )
-    _write_manifest(out, configuration, None, {})
-
-
-def _differences(name: str, found: Any, given: Any) -> Iterator[str]:
-    if isinstance(found, dict) and isinstance(given, dict):
-        for key in sorted({*found, *given}):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(inner, found.get(key, "absent"), given.get(key, "absent"))
-    elif found != given:
-        yield f"{name}: {_short(found)} there, {_short(given)} now"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else canonical_json(value)
-    return text if len(text) <= 80 else text[:77] + "…"
-
-
-def _write_manifest(
-    out: Path, configuration: dict[str, Any], run: dict[str, Any] | None, commands: dict[str, str]
-) -> None:
-    manifest = {
-        "configuration": configuration,
-        "versions": _versions(),
-        "machine": {
-            "system": platform.platform(),
-            "cpu_count": os.cpu_count(),
-            "devices": [str(d) for d in jax.devices()],
-        },
-        "commands": commands,
-        "run": run,
-    }
-    write_atomically(out / "manifest.json", json.dumps(manifest, indent=2).encode())
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Versions of Python and of packages, and the kind of device."""
-    versions = {"python": platform.python_version()}
-    for package in ("jaxwrap", *MEASURING_PACKAGES, "bjontegaard"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    device = jax.devices()[0]
-    return {**versions, "device": f"{device.platform}: {device.device_kind}"}
