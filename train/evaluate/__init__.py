@@ -1,1 +1,1 @@
-"""Evaluation with real codecs: ``modes``, ``sweep``, ``workers``, ``stopwatch``, ``manifest``, ``points``, ``cache``."""
+"""Evaluation: ``modes``, ``sweep`` with ``workers``, ``stopwatch`` and ``manifest``, ``points``, ``cache``."""
