@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames, size_of
-from jaxwrap.codec import EncodeRequest, EncodeResult
+from jaxwrap.codec import EncodeRequest, EncodeResult, quantiser_step
 from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices, dct_matrix
 from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
 from jaxwrap.codecs.jpeg.tables import MAX_STEP
@@ -106,7 +106,7 @@ class ProxyCodec:
     def _step(self, frames: Frame, request: EncodeRequest) -> jax.Array:
         step = self.step_size
         if request.qp is not None:
-            step = 2.0 ** ((request.qp - 4.0) / 6.0) * 2.0 ** (request.bit_depth - 8)
+            step = quantiser_step(request.qp, request.bit_depth)
         return jnp.broadcast_to(jnp.asarray(step, jnp.float32), (num_frames(frames),))
 
 

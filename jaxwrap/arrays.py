@@ -94,11 +94,6 @@ def size_of(frame: Frame) -> tuple[int, int]:
     return int(frame.y.shape[-2]), int(frame.y.shape[-1])
 
 
-def num_samples(frame: Frame) -> int:
-    """Number of samples of all planes of one picture (1.5 H W in 4:2:0)."""
-    return sum(int(p.shape[-1] * p.shape[-2]) for p in frame.planes)
-
-
 def pad_to_multiple(frame: Frame, multiple: int) -> Frame:
     """Edge-replicates at the bottom and right until luma height and width are multiples of ``multiple`` (even in
     4:2:0)."""

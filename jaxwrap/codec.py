@@ -21,6 +21,14 @@ QP_RANGE = (0, 51)
 """Range of the specification's QP at 8 bits; a 10-bit stream at QP q has the same step relative to the sample range."""
 
 
+def quantiser_step(qp: Any, bit_depth: int) -> Any:
+    """Step of the quantiser at a QP, 2^((QP − 4) / 6) · 2^(d − 8), in samples of d bits for an orthonormal transform.
+
+    That of H.264 and HEVC: it doubles every 6 QPs and is 1 at QP 4 and 8 bits. Numbers and arrays, traced or not.
+    """
+    return 2.0 ** ((qp - 4.0) / 6.0) * 2.0 ** (bit_depth - 8)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True)
 class Weights:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, features
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames, size_of
-from jaxwrap.codec import QP_RANGE, EncodeRequest, EncodeResult
+from jaxwrap.codec import QP_RANGE, EncodeRequest, EncodeResult, quantiser_step
 from jaxwrap.codecs.jpeg.tables import MAX_STEP, flat_table
 from jaxwrap.samples import round_half_away, to_integers
 
@@ -137,7 +137,7 @@ def _decode_verified(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 def step_of_qp(qp: float) -> int:
     """Whole quantisation step of a QP for 8-bit samples and an orthonormal transform: 2^((qp − 4)/6), in 1…255."""
-    return int(np.clip(round_half_away(np.asarray(2.0 ** ((qp - 4.0) / 6.0))), 1, MAX_STEP))
+    return int(np.clip(round_half_away(np.asarray(quantiser_step(qp, 8))), 1, MAX_STEP))
 
 
 def header_bytes(data: bytes) -> int:

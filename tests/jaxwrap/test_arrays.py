@@ -9,7 +9,6 @@ from jaxwrap.arrays import (
     check_frame,
     crop_to,
     frame_of,
-    num_samples,
     pad_to_multiple,
     size_of,
     stack_frames,
@@ -30,11 +29,6 @@ def test_padding_replicates_edges_and_cropping_undoes_it() -> None:
     np.testing.assert_array_equal(padded.y[0, 7, 10:], np.full(6, frame.y[0, 5, 9]))
     for a, b in zip(crop_to(padded, 6, 10).planes, frame.planes, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_sample_counts_follow_the_chroma_format() -> None:
-    assert num_samples(ramp(4, 8)) == 48
-    assert num_samples(Yuv400(np.zeros((2, 4, 8)))) == 32
 
 
 @pytest.mark.parametrize(

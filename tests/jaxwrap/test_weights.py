@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwrap.arrays import Yuv400, Yuv420, num_samples
+from jaxwrap.arrays import Yuv400, Yuv420
 from jaxwrap.importance.maps import ImportanceMap
 from jaxwrap.importance.weights import MapError, average_map, check_map, importance_weights
 
@@ -42,7 +42,7 @@ def test_a_sequence_mean_keeps_importance_between_frames() -> None:
 def test_the_weighted_cost_is_the_papers_cost_over_one_constant() -> None:
     """Σ (h + τ) q² + (mean h + τ) λ R, τ = α mean h, is Σ w q² + λ R times (1 + α) mean h: the encoder keeps its λ."""
     h, alpha, rate, lagrangian = raw_map(1), 0.7, 123.0, 4.5
-    q = np.random.default_rng(1).standard_normal(num_samples(h))
+    q = np.random.default_rng(1).standard_normal(sum(plane.shape[1] * plane.shape[2] for plane in h.planes))
     mean = samples_of(h, 0).mean()
     paper = ((samples_of(h, 0) + alpha * mean) * q**2).sum() + (mean + alpha * mean) * lagrangian * rate
     ours = (samples_of(importance_weights(h, alpha=alpha).planes, 0) * q**2).sum() + lagrangian * rate

@@ -16,12 +16,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import io
 import itertools
 import json
 import math
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +32,6 @@ from rich.progress import Progress
 from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, EncodeResult, Weights
 from jaxwrap.codecs.files import write_atomically
-from jaxwrap.colour import yuv_to_rgb
 from jaxwrap.methods.plan import Method, Plan
 from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
 from jaxwrap.pipeline import Sandwich
@@ -43,6 +40,7 @@ from jaxwrap.train.evaluate.cache import Cache
 from jaxwrap.train.evaluate.manifest import MEASURING_PACKAGES, claim, write_manifest
 from jaxwrap.train.evaluate.manifest import versions as package_versions
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
+from jaxwrap.train.evaluate.pictures import Pictures
 from jaxwrap.train.evaluate.points import (
     MEASUREMENT_VERSION,
     Point,
@@ -121,7 +119,7 @@ class _Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
+class Row:
     """One row to be measured: its own key, and that of the measurement, which rows of other names may share."""
 
     key: str
@@ -134,7 +132,7 @@ class _Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Planned:
+class Planned:
     """What is to be coded of one clip, in NumPy arrays and whole bits, and the seconds that it took."""
 
     plan: Plan
@@ -146,8 +144,8 @@ class _Planned:
 class _Job:
     """One encode, and the rows that are measured on what it gives."""
 
-    rows: list[_Row]
-    planned: _Planned
+    rows: list[Row]
+    planned: Planned
     request: EncodeRequest
 
     @property
@@ -245,7 +243,7 @@ class _Sweep:
         rows = [row for batch in self.batches for row in self._rows_of(batch)]
         # Stable: codecs, modes, methods and QPs stay in the order that they were given in.
         self.rows = sorted(rows, key=lambda row: order[row.source.name])
-        self.pictures = _Pictures(pictures, self.rows)
+        self.pictures = Pictures(pictures, self.rows)
         self.points: dict[str, Point] = {}
         self.commands: dict[str, str] = {}
         self.failures: dict[str, Failure] = {}
@@ -302,7 +300,7 @@ class _Sweep:
 
     # What is to be done.
 
-    def _rows_of(self, batch: list[_Source]) -> Iterator[_Row]:
+    def _rows_of(self, batch: list[_Source]) -> Iterator[Row]:
         settings = self.settings
         versions = package_versions()
         for (place, source), codec, (mode, method) in itertools.product(
@@ -323,9 +321,9 @@ class _Sweep:
                 measurement = point_key({**depends_on, "qp": qp})
                 names = [settings.dataset, source.name, mode.name, settings.seed]
                 key = point_key({"measurement": measurement, "names": names})
-                yield _Row(key, measurement, source, mode, method, codec, qp)
+                yield Row(key, measurement, source, mode, method, codec, qp)
 
-    def _names(self, row: _Row) -> dict[str, Any]:
+    def _names(self, row: Row) -> dict[str, Any]:
         return {
             "key": row.key,
             "dataset": self.settings.dataset,
@@ -334,7 +332,7 @@ class _Sweep:
             "seed": self.settings.seed,
         }
 
-    def _stream(self, row: _Row) -> tuple[Any, ...]:
+    def _stream(self, row: Row) -> tuple[Any, ...]:
         """Identity of the stream that a row is measured on: modes with one pre-processor share theirs under sse."""
         if row.method.name == "sse":
             return row.source.digest, row.source.fps, row.mode.pre_hash, row.codec.name, row.qp
@@ -343,11 +341,11 @@ class _Sweep:
     def _jobs(self, todo: set[str]) -> Iterator[_Job]:
         """Plans batch by batch, lazily: encoders work while the next plan is made."""
         for batch in self.batches:
-            streams: dict[Any, list[_Row]] = {}
+            streams: dict[Any, list[Row]] = {}
             for row in self.rows:
                 if row.key in todo and row.source in batch:
                     streams.setdefault(self._stream(row), []).append(row)
-            plans: dict[Any, list[list[_Row]]] = {}
+            plans: dict[Any, list[list[Row]]] = {}
             for rows in streams.values():
                 first = rows[0]
                 qp = first.qp if _has_field(first.method, "qp") else None
@@ -362,7 +360,7 @@ class _Sweep:
                 for rows in members:
                     yield self._job(rows, planned[rows[0].source.name])
 
-    def _job(self, rows: list[_Row], planned: _Planned) -> _Job:
+    def _job(self, rows: list[Row], planned: Planned) -> _Job:
         settings, first = self.settings, rows[0]
         sandwich, _, _ = self._functions(first.mode, size_of(first.source.samples))
         request = EncodeRequest(first.qp, settings.config, fps=first.source.fps, preset=settings.preset)
@@ -379,7 +377,7 @@ class _Sweep:
             self._sandwiches[mode.name, size] = sandwich, front, back
         return self._sandwiches[mode.name, size]
 
-    def _plan(self, batch: list[_Source], mode: Mode, method: Method, qp: float | None) -> dict[str, _Planned]:
+    def _plan(self, batch: list[_Source], mode: Mode, method: Method, qp: float | None) -> dict[str, Planned]:
         """Plans the clips of a batch together, so that each method sees all pictures at once."""
         size = size_of(batch[0].samples)
         sandwich, front, _ = self._functions(mode, size)
@@ -411,7 +409,7 @@ class _Sweep:
                 _weights_of(plan.weights, part, total),
                 math.ceil(bits),
             )
-            planned[source.name] = _Planned(
+            planned[source.name] = Planned(
                 its_own,
                 pre_s * count / total,
                 watch.seconds * count / total,
@@ -434,7 +432,7 @@ class _Sweep:
                 self.points[row.key] = point
                 self.commands.setdefault(row.codec.name, result.command)
 
-    def _point(self, row: _Row, job: _Job, result: EncodeResult) -> tuple[Point, Frame]:
+    def _point(self, row: Row, job: _Job, result: EncodeResult) -> tuple[Point, Frame]:
         source, settings, planned = row.source, self.settings, job.planned
         height, width = size_of(source.samples)
         _, _, back = self._functions(row.mode, (height, width))
@@ -470,72 +468,12 @@ class _Sweep:
         )
         return point, received
 
-    def _fail(self, rows: list[_Row], error: Exception) -> None:
+    def _fail(self, rows: list[Row], error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         for row in rows:
             self.failures[row.key] = Failure(
                 row.key, row.source.name, row.codec.name, row.mode.name, row.method.name, row.qp, text
             )
-
-
-class _Pictures:
-    """One picture's maps and decoded samples for the report.
-
-    Taken from the first clip and codec, at the middle QP, in the mode that most methods ran in. The file holds the keys
-    of its rows, and is made again where these are others.
-    """
-
-    def __init__(self, path: Path, rows: list[_Row]) -> None:
-        self._path = path
-        self._arrays: dict[str, np.ndarray] = {}
-        qps = sorted({row.qp for row in rows})
-        first = rows[0]
-        same = [
-            row
-            for row in rows
-            if row.source is first.source and row.codec is first.codec and row.qp == qps[len(qps) // 2]
-        ]
-        modes = [row.mode.name for row in same]
-        mode = max(modes, key=modes.count)
-        self._keys: set[str] = set()
-        if modes.count(mode) > 1:
-            keys = {row.key for row in same if row.mode.name == mode}
-            self._keys = set() if keys == _keys_of_pictures(path) else keys
-        self._added: set[str] = set()
-
-    def wants(self, row: _Row) -> bool:
-        return row.key in self._keys
-
-    def add(self, row: _Row, planned: _Planned, result: EncodeResult, frames: Frame, bits: int) -> None:
-        first = jax.tree.map(lambda plane: np.asarray(plane)[:1], (row.source.samples, frames))
-        name = row.method.name
-        self._added.add(row.key)
-        about = {
-            "sequence": row.source.name, "codec": row.codec.name, "mode": row.mode.name, "qp": row.qp,
-            "keys": sorted(self._added),
-        }  # fmt: skip
-        self._arrays["about"] = np.array(canonical_json(about))
-        self._arrays["source"] = yuv_to_rgb(first[0], bit_depth=BIT_DEPTH)[0]
-        self._arrays[f"received/{name}"] = yuv_to_rgb(first[1], bit_depth=BIT_DEPTH)[0]
-        self._arrays[f"decoded/{name}"] = np.asarray(result.decoded.y)[0]
-        self._arrays[f"bits/{name}"] = np.array([int(np.asarray(result.bits)[0]), bits])
-        if planned.plan.weights is not None:
-            self._arrays[f"weights/{name}"] = np.asarray(planned.plan.weights.planes.y)[0]
-
-    def write(self) -> None:
-        if self._arrays:
-            content = io.BytesIO()
-            np.savez_compressed(content, **self._arrays)  # type: ignore[arg-type]
-            write_atomically(self._path, content.getvalue())
-
-
-def _keys_of_pictures(path: Path) -> set[str]:
-    """Keys of the rows in a pictures file; none where it is absent or damaged, for it can be made again."""
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            return set(json.loads(str(archive["about"]))["keys"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        return set()
 
 
 def method_options(method: Method) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from jaxwrap.codec import quantiser_step
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import Point, read_points
@@ -181,8 +182,7 @@ def _pictures(path: Path) -> dict[str, Any] | None:
         for name in names
         if f"weights/{name}" in arrays
     ]
-    # Quantiser step of the specifications of H.264 and HEVC, for samples of this depth.
-    step = 2.0 ** ((about["qp"] - 4.0) / 6.0 + BIT_DEPTH - 8)
+    step = quantiser_step(about["qp"], BIT_DEPTH)
     decoded = {name: arrays[f"decoded/{name}"] for name in names}
     title = f"Bits per 8×8 block of the decoded luma, counted as a JPEG would (not the encoder's own bits): {where}"
     return {
