@@ -1,0 +1,1 @@
+"""Networks that use what was decoded: receivers, and parts of receivers."""
