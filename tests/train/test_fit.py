@@ -16,7 +16,7 @@ from jaxwrap.arrays import Yuv420
 from jaxwrap.parameters import named_parameters
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.fit.config import FitConfig, override, preset
-from jaxwrap.train.fit.data import crop_batch, prefetch
+from jaxwrap.train.fit.data import crop_batch
 from jaxwrap.train.fit.loop import fit
 
 TINY = FitConfig(
@@ -65,16 +65,6 @@ def test_crops_keep_chroma_with_its_luma() -> None:
     batch = crop_batch([Yuv420(y, u, u)], seed=0, step=0, batch=16, crop=32)
     above = batch.y[:, ::2].reshape(16, 16, 16, 2).mean(-1)
     np.testing.assert_array_equal(above, batch.u)
-
-
-def test_prefetch_keeps_order_and_raises_what_its_maker_raised() -> None:
-    assert list(prefetch(lambda k: k * k, 2, 6)) == [4, 9, 16, 25]
-
-    def fail(k: int) -> int:
-        raise RuntimeError(f"picture {k}")
-
-    with pytest.raises(RuntimeError, match="picture 3"):
-        list(prefetch(fail, 3, 9))
 
 
 @pytest.fixture(scope="module", autouse=True)

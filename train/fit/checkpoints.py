@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.parameters import assign_parameters, named_parameters
@@ -37,15 +39,16 @@ def save_wrapper(path: Path, wrapper: Wrapper, *, notes: dict[str, Any]) -> None
     write_atomically(path, content.getvalue())
 
 
-def load_wrapper(path: str | Path) -> tuple[Wrapper, dict[str, Any]]:
+def load_wrapper(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> tuple[Wrapper, dict[str, Any]]:
     """A wrapper and the notes beside it, from a file or from the name of a shipped checkpoint (``pair-1of2``, …).
 
+    ``dtype`` is that of its activations; parameters are float32.
     Raises `FileNotFoundError` naming what ships, or `ValueError` where the file is no wrapper or does not fit its
     configuration.
     """
     file = _resolve(path)
     config, notes, arrays = _read(file)
-    wrapper = nnx.eval_shape(lambda: wrapper_from_config(config))
+    wrapper = nnx.eval_shape(lambda: wrapper_from_config(config, dtype=dtype))
     assign_parameters(wrapper, arrays, source=str(file))
     return wrapper, notes
 

@@ -25,8 +25,9 @@ from jaxwrap.parameters import assign_parameters, named_parameters
 from jaxwrap.samples import denormalise, normalise
 from jaxwrap.train.fit.checkpoints import SUFFIX, RunStates, load_wrapper, save_wrapper
 from jaxwrap.train.fit.config import FitConfig
-from jaxwrap.train.fit.data import crop_batch, prefetch
+from jaxwrap.train.fit.data import crop_batch
 from jaxwrap.train.fit.step import Metrics, initial_state, make_loss, make_step, new_wrapper, with_parameters
+from jaxwrap.train.prefetch import prefetch
 from jaxwrap.wrappers.switchable import Wrapper
 
 LOG_FIELDS = (
@@ -98,7 +99,7 @@ def fit(
         else:
             best = log.resume(int(state.step))
         batches = prefetch(
-            lambda k: jax.device_put(_batch(config, pictures, k), sharded), int(state.step), config.steps
+            jax.device_put(_batch(config, pictures, k), sharded) for k in range(int(state.step), config.steps)
         )
         pending: list[tuple[int, Metrics]] = []
         started = time.perf_counter()
