@@ -66,9 +66,7 @@ def pack(latents: Array, layout: TileLayout) -> Yuv400:
     """Latents ``[N, h, w, C]`` → packed frame. Raises `ValueError` where they are not the layout's."""
     wanted = (layout.height, layout.width, layout.channels)
     if len(latents.shape) != 4 or tuple(latents.shape[1:]) != wanted:
-        raise ValueError(
-            f"latents of shape {tuple(latents.shape)} were given; the layout wants [N, h, w, C] = {wanted}"
-        )
+        raise ValueError(f"latents of shape {tuple(latents.shape)} were given; wanted [N, h, w, C] = [N, *{wanted}]")
     bottom, right = layout.tile_height - layout.height, layout.tile_width - layout.width
     padded = _namespace(latents).pad(latents, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
     return from_tiles(padded, layout)

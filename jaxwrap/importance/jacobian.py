@@ -1,0 +1,247 @@
+"""The receiver's Jacobian as a linear operator, and its sketched rows for codecs that see whole blocks.
+
+`Jacobian` is M^½ J, so that ‖mv(q)‖² = ‖J q‖²_M is the error a small coding error q makes (FP-RDO equation 8). Its
+rows S M^½ J (equation 12) keep what the diagonal drops, the interplay of the samples of a block: equation 14 compares
+Σ_s (row_s · q)² per block. `blocks` cuts rows into blocks, `transform_rows` takes them to a transform's domain
+(equation 16), where an encoder has its quantisation errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames
+from jaxwrap.importance.maps import (
+    Metric,
+    Receiver,
+    _accumulator,
+    _as_float,
+    _check_output,
+    apply,
+    as_partial,
+    root_metric,
+)
+from jaxwrap.importance.sketch import SketchKind, check_sketch, sketch_row
+
+BLOCK_SIZES = (4, 8, 16, 32)
+
+
+class Jacobian:
+    """M^½ J of ``receiver`` at z, for every frame of a batch whose frames do not depend on one another.
+
+    Compiled once per receiver and shape (pass parameters that change in a `jax.tree_util.Partial`). ``output`` holds
+    the shapes of r(z), ``z`` the samples as floats.
+    """
+
+    def __init__(self, receiver: Receiver, z: Frame, metric: Metric = None) -> None:
+        check_frame(z)
+        self.z: Frame = jax.tree.map(_as_float, z)
+        self.receiver = as_partial(receiver)
+        self.output = jax.eval_shape(apply, self.receiver, self.z)
+        _check_output(self.output, num_frames(z))
+        self.root = root_metric(metric, self.output)
+
+    def mv(self, q: Frame) -> Any:
+        """M^½ J q: errors of the samples, like z → a pytree like the receiver's output. One forward derivative."""
+        return _forward(self.receiver, self.z, self.root, self._tangent(q))
+
+    def transpose(self) -> TransposedJacobian:
+        """Jᵀ M^½, from pytrees like the output to frames like z."""
+        return TransposedJacobian(self)
+
+    def as_matrix(self) -> jax.Array:
+        """The dense matrices ``[N, outputs, samples]``, for tests: one forward derivative per sample of a frame.
+
+        Outputs in the order of the flattened tree, samples plane by plane, both in raster order.
+        """
+        sizes = [p.shape[1] * p.shape[2] for p in self.z.planes]
+        columns = []
+        for index in range(sum(sizes)):
+            unit = np.zeros(sum(sizes))
+            unit[index] = 1.0
+            parts = np.split(unit, np.cumsum(sizes)[:-1])
+            planes = [
+                np.broadcast_to(u.reshape(p.shape[1:]), p.shape) for u, p in zip(parts, self.z.planes, strict=True)
+            ]
+            columns.append(flatten(self.mv(frame_of(planes))))
+        return jnp.stack(columns, axis=2)
+
+    def _tangent(self, q: Frame) -> Frame:
+        shapes = [tuple(p.shape) for p in self.z.planes]
+        if type(q) is not type(self.z) or [tuple(p.shape) for p in q.planes] != shapes:
+            raise ValueError(
+                f"a {type(q).__name__} of planes {[tuple(p.shape) for p in q.planes]} was given; "
+                f"wanted errors like z: {type(self.z).__name__} of {shapes}"
+            )
+        return jax.tree.map(lambda e, p: jnp.asarray(e, p.dtype), q, self.z)
+
+
+class TransposedJacobian:
+    """Jᵀ M^½, with the forward pass that its products share; ``output`` is r(z)."""
+
+    def __init__(self, jacobian: Jacobian) -> None:
+        self._jacobian = jacobian
+        self.output, self._pullback = _linearise(jacobian.receiver, jacobian.z)
+
+    def mv(self, u: Any) -> Frame:
+        """Jᵀ M^½ u: a pytree like the receiver's output → a frame like z. One backward pass."""
+        came, wanted = (jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (u, self.output))
+        if came != wanted:
+            raise ValueError(f"a tree of shapes {came} was given; wanted one like the receiver's output: {wanted}")
+        u = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), u, self.output)
+        return _backward(self._pullback, self._jacobian.root, u)
+
+    def transpose(self) -> Jacobian:
+        """M^½ J again."""
+        return self._jacobian
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class JacobianRows:
+    """Rows S M^½ J of each frame: ``planes`` are ``[N, ℓ, H, W]``, signed, float32 or wider.
+
+    Σ_s (row_s · q)², the inner product over all samples of all planes, estimates ‖J q‖²_M without bias for any error
+    q; Σ_s row_s² is the sketched diagonal.
+    """
+
+    planes: Frame
+
+    @property
+    def rows(self) -> int:
+        """ℓ, the number of rows per frame."""
+        return int(self.planes.y.shape[1])
+
+
+def sketched_rows(
+    jacobian: Jacobian,
+    key: jax.Array,
+    rows: int,
+    *,
+    sketch: SketchKind = "rademacher",
+    frame_offset: int = 0,
+) -> JacobianRows:
+    """ℓ = ``rows`` rows of S M^½ J per frame, from the sketches that `importance_map` draws with the same key.
+
+    One forward pass and ``rows`` backward passes. FP-RDO takes ℓ of 2 to 8. Raises `ValueError` for an unknown sketch,
+    fewer than 1 row, and rows that are not finite.
+    """
+    check_sketch(sketch, rows)
+    transposed = jacobian.transpose()
+    drawn = [transposed.mv(_draw(key, i, transposed.output, frame_offset, kind=sketch)) for i in range(rows)]
+    stacked = _stack(drawn)
+    if not isinstance(stacked.y, jax.core.Tracer) and not all(bool(jnp.isfinite(p).all()) for p in stacked.planes):
+        raise ValueError("the receiver's derivative is NaN or infinite: its rows cannot serve an encoder")
+    return JacobianRows(stacked)
+
+
+def blocks(rows: JacobianRows, size: int) -> Frame:
+    """Rows cut into blocks of ``size`` × ``size`` samples of each plane, ``[N, ℓ, ⌈H/b⌉, ⌈W/b⌉, b, b]``.
+
+    ``size`` is 4, 8, 16 or 32. Blocks that the right or lower edge cuts are filled with 0: there are no samples.
+    """
+    if size not in BLOCK_SIZES:
+        raise ValueError(f"blocks of {size} were asked for; known sizes: {', '.join(map(str, BLOCK_SIZES))}")
+
+    def cut(plane: jax.Array) -> jax.Array:
+        n, count, height, width = plane.shape
+        down, across = -(-height // size), -(-width // size)
+        padded = jnp.pad(plane, ((0, 0), (0, 0), (0, down * size - height), (0, across * size - width)))
+        return padded.reshape(n, count, down, size, across, size).swapaxes(3, 4)  # [N, ℓ, H/b, W/b, b, b]
+
+    return jax.tree.map(cut, rows.planes)
+
+
+def dct_matrix(size: int) -> np.ndarray:
+    """Orthonormal DCT-II as the matrix D whose columns are the basis: y = Dᵀ x, ``[size, size]`` float64."""
+    n, k = np.arange(size)[:, None], np.arange(size)[None]
+    basis = np.sqrt(2.0 / size) * np.cos(np.pi * (2 * n + 1) * k / (2 * size))
+    basis[:, 0] = 1.0 / np.sqrt(size)
+    return basis
+
+
+def transform_rows(blocks: Frame, column: np.ndarray, row: np.ndarray) -> Frame:
+    """B = S M^½ J D for the separable transform Y = D_cᵀ X D_r of a block X (FP-RDO equation 16).
+
+    ``blocks`` ``[…, b, b]`` per plane, ``column`` D_c and ``row`` D_r ``[b, b]``, orthogonal. For an error q of a block
+    and its transform e = D_cᵀ q D_r the inner products are the same: ⟨R, q⟩ = ⟨D_cᵀ R D_r, e⟩. Raises `ValueError`
+    for matrices that are not orthogonal or of another size.
+    """
+    size = blocks.y.shape[-1]
+    for name, matrix in (("column", column), ("row", row)):
+        if np.shape(matrix) != (size, size):
+            raise ValueError(f"the {name} transform has shape {np.shape(matrix)}; blocks of {size} want {size}×{size}")
+        if not np.allclose(np.asarray(matrix).T @ np.asarray(matrix), np.eye(size), atol=1e-5):
+            raise ValueError(f"the {name} transform is not orthogonal: equation 15 would not hold (scale its columns)")
+
+    def one(plane: jax.Array) -> jax.Array:
+        d_c, d_r = jnp.asarray(column, plane.dtype), jnp.asarray(row, plane.dtype)
+        return jnp.einsum("ki,...kl,lj->...ij", d_c, plane, d_r, precision="highest")
+
+    return jax.tree.map(one, blocks)
+
+
+def block_energy(rows: Any) -> tuple[jax.Array, jax.Array]:
+    """Energy ‖JᵀMJ‖_F² within each block, and the part of it on the diagonal, unbiased.
+
+    ``rows``: an array ``[N, ℓ, …, b, b]``, one plane of `blocks` (or of any other groups of samples, in the last two
+    axes), ℓ ≥ 2. Both results are ``[N, …]``. With g_s = √ℓ row_s, E[g_s g_sᵀ] = JᵀMJ and g_s independent of g_t:
+    E⟨g_s, g_t⟩² = ‖JᵀMJ‖_F² and E Σ_i g_si² g_ti² = Σ_i (JᵀMJ)_ii² for s ≠ t, averaged over all pairs. The estimate
+    of a single block is noisy: compare sums over many.
+    """
+    count = rows.shape[1]
+    if count < 2:
+        raise ValueError(f"energy was asked for of {count} row: pairs of rows are needed, so 2 or more")
+    g = jnp.moveaxis(rows, 1, -3).reshape(*rows.shape[:1], *rows.shape[2:-2], count, -1)  # [N, …, ℓ, b²]
+    g = g * jnp.asarray(count, g.dtype) ** 0.5
+    pairs = count * (count - 1)
+    inner = jnp.einsum("...si,...ti->...st", g, g, precision="highest")
+    others = 1 - jnp.expand_dims(jnp.eye(count, dtype=g.dtype), tuple(range(inner.ndim - 2)))
+    total = jnp.sum(jnp.square(inner) * others, (-2, -1))
+    squares = jnp.square(g)
+    diagonal = jnp.sum(jnp.square(jnp.sum(squares, -2)) - jnp.sum(jnp.square(squares), -2), -1)
+    return total / pairs, diagonal / pairs
+
+
+def flatten(tree: Any) -> jax.Array:
+    """A pytree of arrays ``[N, …]`` as ``[N, all values]``."""
+    return jnp.concatenate([jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in jax.tree.leaves(tree)], axis=1)
+
+
+@jax.jit
+def _forward(function: jax.tree_util.Partial, z: Frame, root: Any, q: Frame) -> Any:
+    _, tangent = jax.jvp(lambda frame: function(frame), (z,), (q,))
+    return jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), tangent, root)
+
+
+@jax.jit
+def _linearise(function: jax.tree_util.Partial, z: Frame) -> tuple[Any, Any]:
+    return jax.vjp(lambda frame: function(frame), z)
+
+
+@jax.jit
+def _backward(pullback: Any, root: Any, u: Any) -> Frame:
+    (gradient,) = pullback(jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), u, root))
+    return gradient
+
+
+@partial(jax.jit, static_argnames="kind")
+def _draw(key: jax.Array, index: Any, like: Any, frame_offset: Any, *, kind: SketchKind) -> Any:
+    return sketch_row(key, index, like, kind=kind, frame_offset=frame_offset)
+
+
+@jax.jit
+def _stack(rows: list[Frame]) -> Frame:
+    """Rows as ``[N, ℓ, H, W]``, divided by √ℓ."""
+
+    def one(*planes: jax.Array) -> jax.Array:
+        stacked = jnp.stack([_accumulator(p) for p in planes], axis=1)
+        return stacked / jnp.sqrt(jnp.asarray(len(planes), stacked.dtype))
+
+    return jax.tree.map(one, *rows)
