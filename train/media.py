@@ -1,5 +1,7 @@
 """Opens what users have — pictures, folders, videos, raw YUV — as clips of integer 4:2:0 samples.
 
+A `ClipReader` decodes frames as they are read, a `Clip` holds them all; both follow these rules:
+
 * Pictures (whatever Pillow reads): first frame, turned upright by their EXIF tag, alpha dropped, 16 bits reduced to
   their upper 8; RGB becomes 8-bit limited-range BT.601 through `jaxwrap.colour`, odd sizes edge-padded to even ones. A
   grey picture is an RGB picture with three equal components. A picture is a clip of one frame at 1 fps.
@@ -14,24 +16,30 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+import jax
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxwrap.arrays import Frame, Yuv420, frame_of, stack_frames
+from jaxwrap.arrays import Frame, Yuv420, frame_of, num_frames, size_of, stack_frames
 from jaxwrap.codecs.reference.yuv import count_frames, parse_name, read_yuv
 from jaxwrap.colour import rgb_to_yuv420
+from jaxwrap.train.prefetch import prefetch
 
 if TYPE_CHECKING:
     import av
 
 STILL_FPS = 1.0
 """Frame rate of a picture."""
+
+Kind = Literal["picture", "video", "raw"]
 
 DEFAULT_FPS = 25.0
 """Frame rate of a video that states none."""
@@ -45,7 +53,8 @@ _KEPT_PIXELS = {"yuv420p": 8, "yuvj420p": 8, "gray": 8, "yuv420p10le": 10, "gray
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-    """One sequence: ``frames`` are integer 4:2:0 samples (uint8, or uint16 for 10 bits) of even width and height.
+    """One sequence in memory: ``frames`` are integer 4:2:0 samples (uint8, or uint16 for 10 bits) of even width and
+    height.
 
     ``name`` is unique among the clips opened together.
     """
@@ -55,6 +64,99 @@ class Clip:
     bit_depth: int
     fps: float
     source: Path
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the frames."""
+        return size_of(self.frames)
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return num_frames(self.frames)
+
+    def read(self, start: int = 0, *, step: int = 1) -> Iterator[Frame]:
+        """Frames start, start + step, …, one by one."""
+        for n in range(start, self.num_frames, step):
+            yield jax.tree.map(lambda plane, n=n: plane[n : n + 1], self.frames)
+
+    def fingerprint(self) -> str:
+        """Hash of all samples."""
+        digest = hashlib.sha256()
+        for plane in self.frames.planes:
+            digest.update(np.ascontiguousarray(plane).data)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClipReader:
+    """One sequence on disk, decoded as it is read: no more of it is in memory than the frame that is being made.
+
+    ``size``: (height, width) of the frames that come, even. ``num_frames``: what the container says, otherwise the
+    number of its packets; of a raw file, its size says; no more than ``max_frames``. A file can hold fewer or more
+    frames than it says: only reading tells.
+    """
+
+    name: str
+    source: Path
+    kind: Kind
+    size: tuple[int, int]
+    num_frames: int
+    bit_depth: int
+    fps: float
+    max_frames: int | None = None
+
+    def read(self, start: int = 0, *, step: int = 1) -> Iterator[Frame]:
+        """Frames start, start + step, … up to ``max_frames`` or to the end of the file, one by one, as in `Clip`.
+
+        A video is decoded from its first frame, whatever ``start`` is: that costs time but is exact in every
+        container. Raises `ValueError` naming the file for frames that change size or format, and for damage.
+        """
+        try:
+            match self.kind:
+                case "picture":
+                    frames = _picture_frames(self.source)
+                case "video":
+                    frames = _video_frames(self.source, start, step)
+                case "raw":
+                    frames = _raw_frames(self.source, start, step)
+            stop = self.max_frames
+            if self.kind == "picture":
+                yield from itertools.islice(frames, start, stop, step)
+            else:
+                yield from itertools.islice(frames, None if stop is None else max(0, -(-(stop - start) // step)))
+        except Exception as error:  # a decoder meets damage with whatever it was doing: any type of error can come
+            raise ValueError(f"{self.source}: {error or type(error).__name__}") from error
+
+    def chunks(self, size: int, start: int = 0, *, step: int = 1, ahead: int = 2) -> Iterator[Frame]:
+        """`read`, ``size`` frames at a time (the last chunk may be shorter), decoded up to ``ahead`` chunks ahead in a
+        thread."""
+        if size < 1:
+            raise ValueError(f"chunks of {size} frames were asked for; wanted 1 or more")
+        return prefetch(in_chunks(self.read(start, step=step), size), depth=ahead)
+
+    def load(self) -> Clip:
+        """The whole sequence in memory."""
+        frames = stack_frames(list(self.read()))
+        return Clip(self.name, frames, self.bit_depth, self.fps, self.source)
+
+    def fingerprint(self) -> str:
+        """Hash of the file's length, its first and its last megabyte: tells files apart without reading them whole."""
+        digest = hashlib.sha256(str(length := self.source.stat().st_size).encode())
+        with self.source.open("rb") as file:
+            digest.update(file.read(_SAMPLED))
+            file.seek(max(0, length - _SAMPLED))
+            digest.update(file.read(_SAMPLED))
+        return digest.hexdigest()
+
+
+_SAMPLED = 2**20
+
+
+def in_chunks(frames: Iterator[Frame], size: int) -> Iterator[Frame]:
+    """Batches of ``size`` frames of what comes one by one; the last may be shorter."""
+    while part := list(itertools.islice(frames, size)):
+        yield stack_frames(part)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,16 +176,16 @@ def open_clips(paths: Sequence[str | Path], *, max_frames: int | None = None) ->
     ``max_frames`` is the most frames taken of each. Raises `FileNotFoundError` naming all paths that do not exist, and
     `ValueError` listing every reason where nothing could be read.
     """
-    clips: list[Clip] = []
-    unreadable: list[Unreadable] = []
-    for item in iter_clips(paths, max_frames=max_frames):
-        if isinstance(item, Clip):
-            clips.append(item)
-        else:
-            unreadable.append(item)
-    if not clips:
-        raise ValueError("\n  ".join(["no picture or video could be read:", *map(str, unreadable)]))
-    return clips, unreadable
+    return _sorted_out(iter_clips(paths, max_frames=max_frames))
+
+
+def open_readers(
+    paths: Sequence[str | Path], *, max_frames: int | None = None
+) -> tuple[list[ClipReader], list[Unreadable]]:
+    """`open_clips` without reading: of each video the first frame is decoded, and its packets are counted where the
+    container does not tell their number; pictures are decoded once, which finds damaged ones. Errors as there."""
+    opened = (_open(path, name, max_frames) for path, name in _named_files(paths, max_frames))
+    return _sorted_out(item if isinstance(item, Unreadable) else item[0] for item in opened)
 
 
 def iter_clips(paths: Sequence[str | Path], *, max_frames: int | None = None) -> Iterator[Clip | Unreadable]:
@@ -91,6 +193,26 @@ def iter_clips(paths: Sequence[str | Path], *, max_frames: int | None = None) ->
 
     Bad arguments and missing paths raise at the call, before anything is read.
     """
+    return (_load(path, name, max_frames) for path, name in _named_files(paths, max_frames))
+
+
+Opened = TypeVar("Opened", Clip, ClipReader)
+
+
+def _sorted_out(items: Iterator[Opened | Unreadable]) -> tuple[list[Opened], list[Unreadable]]:
+    opened: list[Opened] = []
+    unreadable: list[Unreadable] = []
+    for item in items:
+        if isinstance(item, Unreadable):
+            unreadable.append(item)
+        else:
+            opened.append(item)
+    if not opened:
+        raise ValueError("\n  ".join(["no picture or video could be read:", *map(str, unreadable)]))
+    return opened, unreadable
+
+
+def _named_files(paths: Sequence[str | Path], max_frames: int | None) -> list[tuple[Path, str]]:
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames {max_frames} was given; wanted 1 or more, or None for all")
     if not paths:
@@ -99,7 +221,7 @@ def iter_clips(paths: Sequence[str | Path], *, max_frames: int | None = None) ->
     if missing := [str(path) for path in sources if not path.exists()]:
         raise FileNotFoundError(f"these paths do not exist: {', '.join(missing)}")
     files = list(dict.fromkeys(itertools.chain.from_iterable(map(_files_of, sources))))
-    return (_open(path, name, max_frames) for path, name in zip(files, _unique_names(files), strict=True))
+    return list(zip(files, _unique_names(files), strict=True))
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -122,28 +244,58 @@ def _unique_names(files: list[Path]) -> list[str]:
     return names
 
 
-def _open(path: Path, name: str, max_frames: int | None) -> Clip | Unreadable:
+def _load(path: Path, name: str, max_frames: int | None) -> Clip | Unreadable:
+    opened = _open(path, name, max_frames)
+    if isinstance(opened, Unreadable):
+        return opened
+    reader, picture = opened
+    if picture is not None:
+        return Clip(name, picture, reader.bit_depth, reader.fps, path)
+    try:
+        return reader.load()
+    except ValueError as error:
+        return Unreadable(path, str(error).removeprefix(f"{path}: "))
+
+
+def _open(path: Path, name: str, max_frames: int | None) -> tuple[ClipReader, Frame | None] | Unreadable:
+    """A reader, and a picture's content, which opening it has decoded."""
+    picture = None
     try:
         if path.is_dir():
             raise ValueError("the folder has no files in it")
         if path.stat().st_size == 0:
             raise ValueError("the file is empty (0 bytes)")
         if path.suffix.lower() == ".yuv":
-            frames, bit_depth, fps = _read_raw(path, max_frames)
+            _, geometry = parse_name(path)
+            size = _even(geometry.height, geometry.width)
+            count, bit_depth, fps = count_frames(path, geometry), geometry.bit_depth, geometry.fps
+            kind: Kind = "raw"
         elif (picture := _read_picture(path)) is not None:
-            frames, bit_depth, fps = picture, 8, STILL_FPS
+            kind, size, count, bit_depth, fps = "picture", size_of(picture), 1, 8, STILL_FPS
         else:
-            frames, bit_depth, fps = _read_video(path, max_frames)
-    except Exception as error:  # a decoder meets damage with whatever it was doing: any type of error can come
+            kind = "video"
+            size, count, bit_depth, fps = _examine_video(path, max_frames)
+    except Exception as error:  # as in `ClipReader.read`
         return Unreadable(path, str(error) or type(error).__name__)
-    return Clip(name, frames, bit_depth, fps, path)
+    reader = ClipReader(name, path, kind, size, min(count, max_frames or count), bit_depth, fps, max_frames)
+    return reader, picture
 
 
-def _read_raw(path: Path, max_frames: int | None) -> tuple[Yuv420, int, float]:
+def _even(height: int, width: int) -> tuple[int, int]:
+    return height + height % 2, width + width % 2
+
+
+def _raw_frames(path: Path, start: int, step: int) -> Iterator[Frame]:
     _, geometry = parse_name(path)
-    count = count_frames(path, geometry)
-    frames = read_yuv(path, geometry, count=min(count, max_frames or count))
-    return _as_yuv420(frames, geometry.bit_depth), geometry.bit_depth, geometry.fps
+    for n in range(start, count_frames(path, geometry), step):
+        yield _as_yuv420(read_yuv(path, geometry, start=n, count=1), geometry.bit_depth)
+
+
+def _picture_frames(path: Path) -> Iterator[Frame]:
+    picture = _read_picture(path)
+    if picture is None:
+        raise ValueError("it was a picture when it was opened, and is none any more")
+    yield picture
 
 
 def _read_picture(path: Path) -> Yuv420 | None:
@@ -167,7 +319,8 @@ def _read_picture(path: Path) -> Yuv420 | None:
     return rgb_to_yuv420(rgb[None])
 
 
-def _read_video(path: Path, max_frames: int | None) -> tuple[Yuv420, int, float]:
+@contextlib.contextmanager
+def _video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
     import av  # here, so that training on pictures needs no PyAV
 
     try:
@@ -176,20 +329,56 @@ def _read_video(path: Path, max_frames: int | None) -> tuple[Yuv420, int, float]
             stream = next((s for s in container.streams.video if s.codec_context is not None), None)
             if stream is None or stream.codec_context.name in _NOT_VIDEO:
                 raise ValueError("it is neither a picture nor a video")
-            rate = stream.average_rate or stream.guessed_rate
-            pictures: list[Frame] = []
-            layout = None
-            for frame in itertools.islice(container.decode(stream), max_frames):
-                layout = layout or (frame.width, frame.height, frame.format.name)
-                if layout != (frame.width, frame.height, frame.format.name):
-                    raise ValueError("its frames change size or pixel format; cut it into clips of one format")
-                pictures.append(_picture_of(frame))
+            yield container, stream
     except av.error.FFmpegError as error:
         raise ValueError(f"neither Pillow nor FFmpeg reads it ({error.strerror})") from error
-    if layout is None:
-        raise ValueError("it holds no frame that FFmpeg decodes")
-    bit_depth = _KEPT_PIXELS[_pixels_for(frame.format)]
-    return _as_yuv420(stack_frames(pictures), bit_depth), bit_depth, float(rate or DEFAULT_FPS)
+
+
+def _examine_video(path: Path, max_frames: int | None) -> tuple[tuple[int, int], int, int, float]:
+    """(height, width), number of frames that it says it has, bit depth, frames per second."""
+    with _video(path) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate
+        first = next(iter(container.decode(stream)), None)
+        if first is None:
+            raise ValueError("it holds no frame that FFmpeg decodes")
+        size, pixels, count = _even(first.height, first.width), _pixels_for(first.format), stream.frames
+    if count < 1:
+        with _video(path) as (container, stream):
+            packets = (packet for packet in container.demux(stream) if packet.size)
+            count = max(1, sum(1 for _ in itertools.islice(packets, max_frames)))
+    return size, count, _KEPT_PIXELS[pixels], float(rate or DEFAULT_FPS)
+
+
+def _video_frames(path: Path, start: int, step: int) -> Iterator[Frame]:
+    layout = None
+    with _video(path) as (container, stream):
+        for n, frame in _decoded(container, stream):
+            layout = layout or (frame.width, frame.height, frame.format.name)
+            if layout != (frame.width, frame.height, frame.format.name):
+                raise ValueError(
+                    f"its frames change size or pixel format at frame {n}; cut it into clips of one format"
+                )
+            if n >= start and (n - start) % step == 0:
+                yield _as_yuv420(_picture_of(frame), _KEPT_PIXELS[_pixels_for(frame.format)])
+
+
+def _decoded(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames with their numbers; damage after the first frame is named by the frame where it is met."""
+    import av
+
+    n = 0
+    try:
+        for frame in container.decode(stream):
+            yield n, frame
+            n += 1
+    except av.error.FFmpegError as error:
+        if n == 0:
+            raise
+        raise ValueError(
+            f"it is damaged where frame {n} should be ({error.strerror}); limit it to the {n} frames before"
+        ) from error
 
 
 def _pixels_for(source: av.VideoFormat) -> str:

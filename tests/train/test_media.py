@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from jaxwrap.arrays import Yuv400, Yuv420
 from jaxwrap.codecs.reference.yuv import write_yuv
 from jaxwrap.colour import rgb_to_yuv420
-from jaxwrap.train.media import Clip, Unreadable, iter_clips, open_clips
+from jaxwrap.train.media import Clip, ClipReader, Unreadable, iter_clips, open_clips, open_readers
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8)
@@ -235,6 +236,114 @@ def test_damage_anywhere_in_a_file_is_a_reason_or_a_clip(tmp_path, kind):
         path.write_bytes(data[: rng.integers(1, len(data) + 1)])
         (item,) = iter_clips([path])
         assert isinstance(item, Clip | Unreadable)
+
+
+def reader_of(path: Path, **options) -> ClipReader:
+    (reader,), bad = open_readers([path], **options)
+    assert not bad
+    return reader
+
+
+def planes_of(frames) -> list[np.ndarray]:
+    return [np.concatenate(planes) for planes in zip(*(frame.planes for frame in frames), strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["ffv1", "h264", "raw", "picture"])
+def test_a_reader_gives_the_frames_of_the_whole_clip_from_any_start(tmp_path, kind):
+    if kind == "picture":
+        path = saved(tmp_path / "a.png")
+    elif kind == "raw":
+        y = RNG.integers(0, 1024, (7, 12, 16)).astype(np.uint16)
+        path = write_yuv(tmp_path, "a", Yuv420(y, y[:, ::2, ::2], y[:, 1::2, 1::2]), bit_depth=10, fps=50)
+    else:  # x264 reorders its frames and codes in groups; 7 frames of odd size
+        codec = {"h264": "libx264"}.get(kind, kind)
+        path = video(tmp_path / "a.mkv", [noise_frame("yuv420p", 34, 18) for _ in range(7)], codec)
+    clip, reader = only(path), reader_of(path)
+    assert (reader.name, reader.size, reader.bit_depth, reader.fps) == (clip.name, clip.size, clip.bit_depth, clip.fps)
+    assert reader.num_frames == clip.num_frames == (1 if kind == "picture" else 7)
+    for start, step in ((0, 1), (2, 1), (0, 3), (1, 2), (9, 1)):
+        for source in (reader, clip):
+            found = list(source.read(start, step=step))
+            assert len(found) == len(range(start, clip.num_frames, step))
+            if found:
+                for plane, whole in zip(planes_of(found), clip.frames.planes, strict=True):
+                    np.testing.assert_array_equal(plane, whole[start::step])
+    sizes = [chunk.y.shape[0] for chunk in reader.chunks(3)]
+    assert sizes == ([1] if kind == "picture" else [3, 3, 1])
+
+
+def test_a_reader_stops_where_it_was_told(tmp_path):
+    path = video(tmp_path / "a.mkv", [noise_frame("yuv420p") for _ in range(6)])
+    reader = reader_of(path, max_frames=4)
+    assert reader.num_frames == 4
+    whole = only(path).frames.y
+    for start, step in ((0, 1), (1, 2), (3, 1), (4, 1), (5, 2)):
+        found = [frame.y[0] for frame in reader.read(start, step=step)]
+        np.testing.assert_array_equal(np.reshape(found, (-1, 12, 16)), whole[start:4:step])
+
+
+def test_frames_are_counted_where_the_container_does_not_tell(tmp_path):
+    frames = [noise_frame("yuv420p") for _ in range(5)]
+    for suffix in ("mkv", "avi", "ts"):  # AVI tells its number of frames, the others do not
+        assert reader_of(video(tmp_path / f"a.{suffix}", frames, "mpeg4")).num_frames == 5
+
+
+def test_a_file_that_ends_early_gives_the_frames_that_are_there(tmp_path):
+    path = video(tmp_path / "a.avi", [noise_frame("yuv420p", 64, 64) for _ in range(8)])
+    whole = only(path).frames
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    # From the header of packet 5 on, nothing is left: what an interrupted download looks like.
+    path.write_bytes(path.read_bytes()[: packets[5].pos])
+    reader = reader_of(path)
+    frames = list(reader.read())
+    assert reader.num_frames == 8  # what its header still says
+    assert len(frames) == 5
+    for plane, source in zip(planes_of(frames), whole.planes, strict=True):
+        np.testing.assert_array_equal(plane, source[:5])
+
+
+def test_damage_midway_is_an_error_that_says_where(tmp_path):
+    path = video(tmp_path / "a.avi", [noise_frame("yuv420p", 64, 64) for _ in range(8)])
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: packets[5].pos + packets[5].size // 2])
+    assert re.search(r"damaged where frame 5 should be .*limit it to the 5 frames before", reason(path))
+    assert only(path, max_frames=5).num_frames == 5
+
+
+def test_frames_that_change_size_midway_are_an_error_that_says_where(tmp_path):
+    """Two H.264 streams one after the other: both headers are legal."""
+    for name, size in (("a", 64), ("b", 96)):
+        video(tmp_path / f"{name}.h264", [noise_frame("yuv420p", size, 64)] * 3, "libx264")
+    joined = tmp_path / "joined.h264"
+    joined.write_bytes(b"".join((tmp_path / f"{name}.h264").read_bytes() for name in "ab"))
+    assert "change size or pixel format at frame 3" in reason(joined)
+    frames = reader_of(joined).read()
+    assert [next(frames).y.shape for _ in range(3)] == [(1, 64, 64)] * 3
+    with pytest.raises(ValueError, match=r"joined\.h264: its frames change size .* cut it into clips"):
+        next(frames)
+
+
+def test_readers_of_a_folder_report_what_open_clips_reports(tmp_path):
+    saved(tmp_path / "a.png")
+    saved(tmp_path / "whole.jpg", np.tile(RGB, (8, 8, 1)))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:3000])
+    (tmp_path / "empty.png").touch()
+    readers, bad = open_readers([tmp_path])
+    clips, same = open_clips([tmp_path])
+    assert bad == same
+    assert [(r.name, r.size, r.source) for r in readers] == [(c.name, c.size, c.source) for c in clips]
+    with pytest.raises(ValueError, match="no picture or video could be read"):
+        open_readers([tmp_path / "empty.png"])
+
+
+def test_fingerprints_tell_contents_apart(tmp_path):
+    a, b = (saved(tmp_path / f"{name}.png", RNG.integers(0, 256, (8, 8, 3), np.uint8)) for name in "ab")
+    assert reader_of(a).fingerprint() != reader_of(b).fingerprint()
+    b.write_bytes(a.read_bytes())
+    assert reader_of(a).fingerprint() == reader_of(b).fingerprint()
+    assert only(a).fingerprint() == only(b).fingerprint() != reader_of(a).fingerprint()
 
 
 @pytest.mark.shared
