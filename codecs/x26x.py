@@ -50,7 +50,7 @@ from av.codec.context import Flags
 from av.sidedata.sidedata import Type as SideDataType
 
 from jaxwrap.arrays import Frame, Yuv400, check_frame, frame_of, num_frames, size_of
-from jaxwrap.codec import CONFIGS, QP_RANGE, EncodeRequest, EncodeResult, Weights
+from jaxwrap.codec import CONFIGS, QP_RANGE, EncodeRequest, EncodeResult, Weights, intra_period
 from jaxwrap.samples import max_sample, round_half_away, to_integers
 
 Encoder = Literal["x264", "x265"]
@@ -132,8 +132,8 @@ class X26x:
     """x264 or x265 as a `jaxwrap.codec.Codec`. Cheap to construct, and picklable.
 
     Configurations: ``intra`` codes every picture by itself; ``lowdelay`` one I picture, then P pictures;
-    ``randomaccess`` an I picture at the multiple of 8 nearest to one second (open GOP), with the preset's own B
-    pictures between. All pictures have the same QP. Psycho-visual options are off (``tune=psnr``). ``preset`` in the
+    ``randomaccess`` I pictures `intra_period` apart, about one second (open GOP), with the preset's own B pictures
+    between. All pictures have the same QP. Psycho-visual options are off (``tune=psnr``). ``preset`` in the
     request is one of `PRESETS`; ``qp`` is a whole number in `QP_RANGE` (x264 at 8 bits: not 0, its lossless mode).
 
     The same request gives the same bytes; another number of ``threads`` may give other ones, so it is part of
@@ -211,15 +211,16 @@ class X26x:
             raise ValueError(f"configuration {request.config!r} was given; known: {', '.join(CONFIGS)}")
         if request.preset is not None and request.preset not in PRESETS:
             raise ValueError(f"preset {request.preset!r} was given; {self.name} knows: {', '.join(PRESETS)}")
+        if request.weights is not None and request.weights.applied_as != "qp_offset":
+            raise ValueError(
+                f"weights to be applied as {request.weights.applied_as!r} were given; {self.name} takes them as QP "
+                "offsets only: let the stage dqp turn them into such (method wa+dqp instead of wa). Weights inside the "
+                "encoder's RDO need a patched HM or JM"
+            )
         if not 0.01 <= request.fps <= 1000:
             raise ValueError(f"{request.fps} frames per second were given; wanted 0.01 … 1000")
 
     def _qp_offsets(self, samples: Frame, request: EncodeRequest, weights: Weights) -> np.ndarray:
-        if weights.applied_as != "qp_offset":
-            raise ValueError(
-                f"weights to be applied as {weights.applied_as!r} were given; {self.name} takes only 'qp_offset'. "
-                "Weights inside the encoder's RDO need a patched HM or JM"
-            )
         planes = weights.planes
         wanted, given = ([tuple(p.shape[1:]) for p in f.planes] for f in (samples, planes))
         if given != wanted or num_frames(planes) not in (1, num_frames(samples)):
@@ -231,12 +232,9 @@ class X26x:
 
     def _options(self, request: EncodeRequest) -> dict[str, str]:
         params = self._traits.params
-        if request.config == "intra":
-            params += ":keyint=1:bframes=0"
-        elif request.config == "lowdelay":
-            params += f":keyint={self._traits.infinite_keyint}:bframes=0"
-        else:
-            params += f":keyint={max(8, 8 * round(request.fps / 8))}:open-gop=1"
+        period = intra_period(request.config, request.fps)
+        params += f":keyint={self._traits.infinite_keyint if period is None else period}"
+        params += ":open-gop=1" if request.config == "randomaccess" else ":bframes=0"
         if self._encoder == "x264":
             params += f":threads={self._threads}"
             if request.preset in _QP_SEARCHING_PRESETS:

@@ -21,6 +21,17 @@ QP_RANGE = (0, 51)
 """Range of the specification's QP at 8 bits; a 10-bit stream at QP q has the same step relative to the sample range."""
 
 
+def intra_period(config: Config, fps: float) -> int | None:
+    """Display distance of I pictures in a configuration: frames n with n % period == 0 are I pictures. None: only the
+    first frame of a clip is one.
+
+    1 in ``intra``, None in ``lowdelay``, and in ``randomaccess`` the multiple of 8 nearest to one second.
+    """
+    if config == "intra":
+        return 1
+    return None if config == "lowdelay" else max(8, 8 * round(fps / 8))
+
+
 def quantiser_step(qp: Any, bit_depth: int) -> Any:
     """Step of the quantiser at a QP, 2^((QP − 4) / 6) · 2^(d − 8), in samples of d bits for an orthonormal transform.
 

@@ -4,12 +4,12 @@ A *sandwich* is a standard codec between two networks. Three abstractions meet i
 
 * a **receiver** r: any pure function from decoded samples to what must survive (`jaxwrap.importance` asks nothing more
   of it);
-* an **allocation method**: ``plan(receiver, z, key) -> Plan(z, weights, side_information_bits)``, how bits are to be
-  spent (`jaxwrap.methods`);
+* an **allocation method**: ``plan(receiver, z, key) -> Plan(z, weights, side_information_bits, undo)``, how bits are to
+  be spent (`jaxwrap.methods`);
 * a **codec**: frames and a request in, bits and decoded frames out (`jaxwrap.codec`).
 
-    frames ─► pre ─► samples z ─► method.plan ─► codec ─► samples z_hat ─► post ─► frames
-              └ stage 2 and 4 ┘                 stage 5                   └ stage 4' and 6
+    frames ─► pre ─► samples z ─► method.plan ─► codec ─► plan.undone ─► samples z_hat ─► post ─► frames
+              └ stage 2 and 4 ┘                 stage 5                                └ stage 4' and 6
 
 Training and evaluation run this same page; they differ in the codec that is passed in::
 
@@ -17,7 +17,7 @@ Training and evaluation run this same page; they differ in the codec that is pas
     coded = sandwich(frames, X26x("x265"), EncodeRequest(qp=32))            # evaluation: a real encoder
 
 The evaluation sweep takes the steps of ``sandwich(…)`` one at a time, because its encoders run in other processes:
-`Sandwich.bottleneck`, `Sandwich.plan` and `Sandwich.request` before, `Sandwich.receive` after them.
+`Sandwich.bottleneck`, `Sandwich.plan` and `Sandwich.request` before, `Plan.undone` and `Sandwich.receive` after them.
 """
 
 from __future__ import annotations
@@ -100,4 +100,4 @@ class Sandwich:
         # The proxy in training, x265 in evaluation: this line is where they are exchanged. The sweep's own copy of it,
         # in a worker process, is `_encode` in train/evaluate/workers.py.
         result = codec.encode(plan.z, self.request(request, plan))
-        return Coded(self.receive(result.decoded), plan, result)
+        return Coded(self.receive(plan.undone(result.decoded)), plan, result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 
@@ -17,17 +17,23 @@ from jaxwrap.codec import Weights
 class Plan:
     """What a method hands to the codec.
 
-    ``z``: the samples to code, possibly changed (refine). ``weights``: per-sample weights for the encoder, or None.
-    ``side_information_bits``: what the decoder must be told beside the stream, counted into the rate.
+    ``z``: the samples to code, possibly changed (refine, fold). ``weights``: per-sample weights for the encoder, or
+    None. ``side_information_bits``: what the decoder must be told beside the stream, counted into the rate. ``undo``:
+    decoded samples → samples in the receiver's domain, where z is not in it (fold); a `jax.tree_util.Partial`, or None.
     """
 
     z: Frame
     weights: Weights | None = None
     side_information_bits: Any = 0
+    undo: jax.tree_util.Partial | None = None
+
+    def undone(self, decoded: Frame) -> Frame:
+        """Decoded samples in the receiver's domain: real-valued after an ``undo``, otherwise as they are."""
+        return decoded if self.undo is None else self.undo(decoded)
 
 
 class Method(Protocol):
-    """An allocation method: sse, dqp, refine, … ."""
+    """An allocation method: sse, wa, fold, refine, … ."""
 
     @property
     def name(self) -> str:
@@ -37,6 +43,11 @@ class Method(Protocol):
     @property
     def draws(self) -> bool:
         """Whether its plan depends on the key."""
+        ...
+
+    @property
+    def weights_as(self) -> Literal["distortion", "qp_offset"] | None:
+        """How an encoder is to use the plan's weights (`jaxwrap.codec.Weights`); None where there are none."""
         ...
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None) -> Plan:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, num_frames
-from jaxwrap.codec import QP_RANGE, Codec, EncodeRequest
+from jaxwrap.codec import QP_RANGE, Codec, EncodeRequest, EncodeResult
 from jaxwrap.importance.maps import Metric, Receiver, apply, as_partial, root_metric
 from jaxwrap.methods.plan import Plan
 from jaxwrap.samples import max_sample
@@ -89,42 +89,93 @@ def refine_samples(
         receiver's output; and, unless traced, NaN or infinity in the objective (naming the step) or a receiver that
         the coding error does not reach.
     """
+    problem, start = pose_problem(
+        receiver, z, codec, qp=qp, target=target, metric=metric, bit_depth=bit_depth, rate_weight=rate_weight
+    )
+    problem = with_gain(problem, start, encode(problem, start).decoded)
+    return descend(problem, start, steps=steps, learning_rate=learning_rate)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """All that the objective depends on beside z; arrays ``[N]`` per picture. ``encode``: (samples, request) → result,
+    traceable."""
+
+    receiver: jax.tree_util.Partial
+    encode: jax.tree_util.Partial
+    target: Any
+    root_metric: Any
+    qp: Any
+    gain: jax.Array
+    lagrangian: jax.Array
+    bit_depth: int = dataclasses.field(metadata={"static": True})
+
+    def distortion(self, output: Any, other: Any) -> jax.Array:
+        """‖output − other‖²_M of every picture, ``[N]``."""
+        errors = jax.tree.map(lambda a, b, m: ((a - b) * m.astype(a.dtype)) ** 2, output, other, self.root_metric)
+        return _frame_sums(errors)
+
+    def cost(self, decoded: Frame, bits: jax.Array) -> jax.Array:
+        """L of every picture, ``[N]``, of what a codec made of it."""
+        return self.distortion(self.receiver(decoded), self.target) / self.gain + self.lagrangian * bits
+
+    def objective(self, z: Frame) -> jax.Array:
+        """L of every picture, ``[N]``."""
+        result = encode(self, z)
+        return self.cost(result.decoded, result.bits)
+
+
+def pose_problem(
+    receiver: Receiver,
+    z: Frame,
+    codec: Codec,
+    *,
+    qp: float | Any,
+    target: Any,
+    metric: Metric,
+    bit_depth: int,
+    rate_weight: float,
+) -> tuple[Problem, Frame]:
+    """The problem with a gain of 1, and its start: z clipped to its range. Arguments and errors as in
+    `refine_samples`."""
     check_frame(z)
     num = num_frames(z)
-    if steps < 1:
-        raise ValueError(
-            f"{steps} steps were asked for; at least 1 is needed (20 is usual; method sse leaves z as it is)"
-        )
-    for name, value in (("learning_rate", learning_rate), ("rate_weight", rate_weight)):
-        if not np.isfinite(value) or value < 0:
-            raise ValueError(f"{name} {value} was given; wanted a finite number ≥ 0")
-    top = max_sample(bit_depth)
+    _check_factor("rate_weight", rate_weight)
+    top = float(max_sample(bit_depth))
     qps = _qps(qp, num)
-    start = jax.tree.map(lambda p: jnp.clip(jnp.asarray(p, jnp.float32), 0.0, float(top)), z)
+    start = jax.tree.map(lambda p: jnp.clip(jnp.asarray(p, jnp.float32), 0.0, top), z)
     function = as_partial(receiver)
     output = jax.eval_shape(apply, function, start)
     root = root_metric(metric, output)
     if target is None:
         target = apply(function, start)
     _check_target(target, output)
-
+    lagrangian = rate_weight * sse_lagrangian(qps, bit_depth)
     unit = jnp.ones(num, jnp.float32)
-    problem = _Problem(
-        function,
-        as_partial(codec.encode),
-        target,
-        root,
-        qps,
-        unit,
-        rate_weight * sse_lagrangian(qps, bit_depth),
-        bit_depth,
-    )
-    gain = _gain(problem, start)
+    return Problem(function, as_partial(codec.encode), target, root, qps, unit, lagrangian, bit_depth), start
+
+
+def with_gain(problem: Problem, z: Frame, decoded: Frame) -> Problem:
+    """The problem with the gain g = ‖r(ẑ) − r(z)‖²_M / ‖ẑ − z‖² of a coding error. Raises `ValueError` where the error
+    does not reach the receiver's output."""
+    gain = _gain(problem, z, decoded)
     _check_gain(gain)
-    problem = dataclasses.replace(problem, gain=gain)
+    return dataclasses.replace(problem, gain=gain)
+
+
+def descend(problem: Problem, start: Frame, *, steps: int, learning_rate: float | jax.Array) -> Refined:
+    """The best of ``steps`` iterates and the start, each picture by itself; ``learning_rate``: one, or ``[N]``."""
+    if steps < 1:
+        raise ValueError(
+            f"{steps} steps were asked for; at least 1 is needed (20 is usual; method sse leaves z as it is)"
+        )
+    if not isinstance(learning_rate, jax.Array):
+        _check_factor("learning_rate", learning_rate)
+    num = num_frames(start)
     state = _State(
         jax.tree.map(jnp.copy, start),
-        start,
+        jax.tree.map(jnp.copy, start),
         jax.tree.map(jnp.zeros_like, start),
         jnp.full(num, jnp.inf, jnp.float32),
         jnp.full(num, learning_rate, jnp.float32),
@@ -141,32 +192,6 @@ def refine_samples(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Problem:
-    """All that the objective depends on beside z; arrays ``[N]`` per picture."""
-
-    receiver: jax.tree_util.Partial
-    encode: jax.tree_util.Partial
-    target: Any
-    root_metric: Any
-    qp: Any
-    gain: jax.Array
-    lagrangian: jax.Array
-    bit_depth: int = dataclasses.field(metadata={"static": True})
-
-    def distortion(self, output: Any, other: Any) -> jax.Array:
-        """‖output − other‖²_M of every picture, ``[N]``."""
-        errors = jax.tree.map(lambda a, b, m: ((a - b) * m.astype(a.dtype)) ** 2, output, other, self.root_metric)
-        return _frame_sums(errors)
-
-    def objective(self, z: Frame) -> jax.Array:
-        """L of every picture, ``[N]``."""
-        result = self.encode(z, EncodeRequest(qp=self.qp, bit_depth=self.bit_depth))
-        distortion = self.distortion(self.receiver(result.decoded), self.target)
-        return distortion / self.gain + self.lagrangian * result.bits
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class _State:
     """The iterate to be tried, and of each picture the best so far, its gradient, its objective and the step size."""
 
@@ -178,15 +203,19 @@ class _State:
 
 
 @jax.jit
-def _gain(problem: _Problem, z: Frame) -> jax.Array:
-    """g = ‖r(ẑ) − r(z)‖²_M / ‖ẑ − z‖² of the proxy's coding error, ``[N]``."""
-    decoded = problem.encode(z, EncodeRequest(qp=problem.qp, bit_depth=problem.bit_depth)).decoded
+def encode(problem: Problem, z: Frame) -> EncodeResult:
+    """What the problem's differentiable codec makes of z."""
+    return problem.encode(z, EncodeRequest(qp=problem.qp, bit_depth=problem.bit_depth))
+
+
+@jax.jit
+def _gain(problem: Problem, z: Frame, decoded: Frame) -> jax.Array:
     error = _frame_sums(jax.tree.map(lambda a, b: (a - b) ** 2, decoded, z))
     return problem.distortion(problem.receiver(decoded), problem.receiver(z)) / error
 
 
 @partial(jax.jit, donate_argnames="state")
-def _step(problem: _Problem, state: _State) -> tuple[_State, jax.Array]:
+def _step(problem: Problem, state: _State) -> tuple[_State, jax.Array]:
     """Evaluates the iterate, keeps it for the pictures where it is the best so far, and starts the next there."""
 
     def total(z: Frame) -> tuple[jax.Array, jax.Array]:
@@ -226,6 +255,11 @@ def _qps(qp: Any, num: int) -> jax.Array:
     return jnp.asarray(np.broadcast_to(values, (num,)))
 
 
+def _check_factor(name: str, value: float) -> None:
+    if not np.isfinite(value) or value < 0:
+        raise ValueError(f"{name} {value} was given; wanted a finite number ≥ 0")
+
+
 def _check_target(target: Any, output: Any) -> None:
     def shapes(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
@@ -262,6 +296,7 @@ class Refine:
 
     name: ClassVar[str] = "refine"
     draws: ClassVar[bool] = False
+    weights_as: ClassVar[None] = None
 
     codec: Codec
     qp: float | Any

@@ -18,6 +18,7 @@ class Sse:
 
     name: ClassVar[str] = "sse"
     draws: ClassVar[bool] = False
+    weights_as: ClassVar[None] = None
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
         """z, unweighted."""

@@ -1,0 +1,146 @@
+"""Methods ``wa`` and ``iwa``: weights of the encoder's distortion from a map of every frame, or of every I frame
+(WA-RDO section 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwrap.arrays import Frame, num_frames
+from jaxwrap.importance.maps import ImportanceMap, Metric, importance_map
+from jaxwrap.importance.sketch import SketchKind, check_sketch
+from jaxwrap.importance.weights import (
+    DEFAULT_ALPHA,
+    MapError,
+    Scope,
+    check_map,
+    check_weighting,
+    clip_ends,
+    importance_weights,
+    raw_map,
+)
+from jaxwrap.methods.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wa:
+    """Sketched importance map of each frame → weights w of the distortion Σ w q².
+
+    ``sketches``, ``metric``, ``sketch``: as in `importance_map`. ``alpha``, ``scope``: as in `importance_weights`.
+    ``clips``: number of frames of each clip in the batch; None: all are one clip. ``map``: maps made before
+    (`ImportanceMap` or its h, one per frame or 1 for all), used instead of new ones: neither receiver nor key is then
+    looked at.
+    """
+
+    name: ClassVar[str] = "wa"
+    weights_as: ClassVar[Literal["distortion"]] = "distortion"
+
+    sketches: int = 4
+    metric: Metric = None
+    sketch: SketchKind = "rademacher"
+    alpha: float = DEFAULT_ALPHA
+    scope: Scope = "frame"
+    clips: tuple[int, ...] | None = None
+    map: ImportanceMap | Frame | None = None
+
+    def __post_init__(self) -> None:
+        check_sketch(self.sketch, self.sketches)
+        check_weighting(self.alpha, self.scope)
+
+    @property
+    def draws(self) -> bool:
+        """Unless maps are given."""
+        return self.map is None
+
+    def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
+        """z as it is, with weights for the encoder's distortion.
+
+        Raises `ValueError` as `importance_map` and `importance_weights` do (a key is needed unless ``map`` is given),
+        and `MapError` if ``map`` does not fit z.
+        """
+        if self.map is not None:
+            h = self._given(raw_map(self.map), z)
+        elif key is None:
+            raise ValueError(
+                f"{self.name} draws random sketches: give plan a key (jax.random.key(0)), or maps made before"
+            )
+        else:
+            h = self._mapped(receiver, z, key)
+        clips = None if num_frames(h) == 1 else self.clips
+        return Plan(z, importance_weights(h, alpha=self.alpha, scope=self.scope, clips=clips))
+
+    def _given(self, h: Frame, z: Frame) -> Frame:
+        check_map(h, z)
+        return h
+
+    def _mapped(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array, frame_offset: int = 0) -> Frame:
+        return importance_map(
+            receiver,
+            z,
+            key=key,
+            sketches=self.sketches,
+            metric=self.metric,
+            sketch=self.sketch,
+            frame_offset=frame_offset,
+        ).h
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Iwa(Wa):
+    """The map of an I frame is held for the frames after it: frames 0, ``period``, 2 ``period`` … of each clip.
+
+    ``period``: display distance of the encoder's I pictures, `jaxwrap.codec.intra_period` of its configuration (a sweep
+    sets it so); None: the first frame of a clip only. The map of an I frame is the one that `Wa` gives that frame.
+    ``map``: one per I frame, or 1 for all.
+
+    Held in display order: a weight belongs to a frame, whenever it is coded. In an open GOP the B pictures displayed
+    just before an I picture are coded after it; they keep the map before it here, while an encoder that reads a map
+    file and moves on at each I picture (WA-RDO: "until the next I frame in coding order") gives them the new one.
+    """
+
+    name: ClassVar[str] = "iwa"
+
+    period: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.period is not None and self.period < 1:
+            raise ValueError(
+                f"a period of {self.period} frames was given; wanted 1 or more, or None: the first frame only"
+            )
+
+    def _intra_frames(self, num: int) -> tuple[list[int], np.ndarray]:
+        """Numbers of the I frames in the batch, and for each frame the place of its own I frame among them."""
+        frames, start = [], 0
+        for end in clip_ends(self.clips, num):
+            frames += range(start, end, self.period or end - start)
+            start = end
+        return frames, np.searchsorted(frames, np.arange(num), side="right") - 1
+
+    def _hold(self, h: Frame, places: np.ndarray) -> Frame:
+        return jax.tree.map(lambda p: p[places], h)
+
+    def _given(self, h: Frame, z: Frame) -> Frame:
+        frames, places = self._intra_frames(num_frames(z))
+        if num_frames(h) not in (1, len(frames)):
+            raise MapError(
+                f"importance map: {num_frames(h)} maps given for {len(frames)} I frames (period {self.period}, "
+                f"{num_frames(z)} frames); wanted one per I frame, or 1 for all"
+            )
+        return super()._given(h if num_frames(h) == 1 else self._hold(h, places), z)
+
+    def _mapped(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array, frame_offset: int = 0) -> Frame:
+        frames, places = self._intra_frames(num_frames(z))
+        if len(frames) == num_frames(z):
+            return super()._mapped(receiver, z, key, frame_offset)
+        # One at a time: sketches are drawn by a frame's number, and a batch numbers its frames without gaps.
+        maps = [
+            super(Iwa, self)._mapped(receiver, jax.tree.map(lambda p, n=n: p[n : n + 1], z), key, frame_offset + n)
+            for n in frames
+        ]
+        return self._hold(jax.tree.map(lambda *planes: jnp.concatenate(planes), *maps), places)
