@@ -23,8 +23,9 @@ import numpy as np
 from jaxwrap.arrays import Frame, Yuv400, check_frame, frame_of, num_frames, size_of
 from jaxwrap.codecs.files import write_atomically
 
-Mode = Literal["fwa", "iwa", "wa"]
-"""One map for all frames (fwa), one per I frame in coding order (iwa), or one per frame in display order (wa)."""
+Mode = Literal["fwa", "iwa", "wa", "calibrated"]
+"""One map for all frames (fwa, calibrated), one per I frame in coding order (iwa), or one per frame in display order
+(wa)."""
 
 Chroma = Literal["400", "420"]
 
@@ -72,8 +73,9 @@ def write_maps(
     if mode not in get_args(Mode):
         raise ValueError(f"map mode {mode!r} was given; known: {', '.join(get_args(Mode))}")
     count = num_frames(maps)
-    if count < 1 or (mode == "fwa" and count != 1):
-        raise ValueError(f"{count} maps were given for mode {mode}; wanted {'1' if mode == 'fwa' else '1 or more'}")
+    single = mode in ("fwa", "calibrated")
+    if count < 1 or (single and count != 1):
+        raise ValueError(f"{count} maps were given for mode {mode}; wanted {'1' if single else '1 or more'}")
     with np.errstate(over="ignore"):
         planes = [np.asarray(plane).astype("<f4") for plane in maps.planes]
     _check_values(frame_of(planes), f"maps for {path}")
