@@ -17,7 +17,7 @@ from jaxwrap.train.runs import (
     console,
     encoders,
     literal,
-    new_method,
+    new_methods,
     progress_bar,
     run_evaluation,
     run_fit,
@@ -204,10 +204,19 @@ def evaluate(
         typer.Option("--wrapper", "-w", help="Wrapper file, training folder, or shipped name. Repeatable."),
     ] = None,
     codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x264,x265",
-    methods: Annotated[str, typer.Option(help="Comma-separated: sse, dqp, refine.")] = "sse",
-    map: Annotated[Path | None, typer.Option(help="Weights for dqp (.dat), instead of a map of each clip.")] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: sse, dqp, iwa+dqp, fwa+dqp, calibrated+dqp, fold, refine, refine:encoder, and chains "
+            "such as fold+refine+dqp (changes of the samples first, then weights, then dqp)."
+        ),
+    ] = "sse",
+    map: Annotated[
+        list[Path] | None,
+        typer.Option(help="Map file (.dat) for the method of its mode: fwa, calibrated, iwa, wa. Repeatable."),
+    ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="Share of plain SSE in dqp's weights. Default: see README.")
+        float | None, typer.Option(help="Share of plain SSE in weights made here. Default: see README.")
     ] = None,
     qps: Annotated[
         str, typer.Option(help="Comma-separated QPs of the specification, at least 5 for BD figures.")
@@ -230,7 +239,7 @@ def evaluate(
     # What costs nothing to check comes first: arguments, then inputs, then networks.
     numbers = _whole_numbers(qps)
     coders = encoders(split_words(codec))
-    chosen = [new_method(name, map=map, alpha=alpha) for name in split_words(methods)]
+    chosen = new_methods(split_words(methods), maps=map or [], alpha=alpha)
     clips, unreadable = open_clips(input, max_frames=max_frames)
     networks = [load_wrapper(name)[0] for name in wrapper or ["post-1of2", "pair-1of2"]]
     modes = standard_modes(sorted({network.config.ratio for network in networks})) + [

@@ -16,7 +16,7 @@ from jaxwrap.train.maps import clip_maps, write_weights
 from jaxwrap.train.media import Clip, open_clips
 from jaxwrap.train.photographs import EVALUATION, FINE_TUNING, photograph_paths
 from jaxwrap.train.pictures import training_pictures
-from jaxwrap.train.runs import console, encoders, new_method, run_evaluation, run_fit, standard_modes
+from jaxwrap.train.runs import console, encoders, new_methods, run_evaluation, run_fit, standard_modes
 from jaxwrap.wrappers.switchable import Wrapper
 
 PAIR, POST = "pair-1of2", "post-1of2"
@@ -56,7 +56,7 @@ def run_demo(out: Path) -> int:
 
     say("[bold]3 Encode[/] with x264 and x265, decode, verify, compare")
     modes = [*standard_modes([pair.config.ratio]), mode_of(post), mode_of(pair)]
-    methods = [new_method(name) for name in ("sse", "dqp", "refine")]
+    methods = new_methods(["sse", "dqp", "refine"])
     return run_evaluation(
         clips, modes, encoders(["x264", "x265"]), methods, QPS, out,
         dataset="scikit-image", config="intra", preset=None, processes=2, seed=0,

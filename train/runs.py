@@ -10,15 +10,16 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from jaxwrap.arrays import Yuv420
+    from jaxwrap.arrays import Frame, Yuv420
     from jaxwrap.codec import Codec
     from jaxwrap.codecs.x26x import X26x
+    from jaxwrap.importance.gram import PlaneScale
     from jaxwrap.methods.plan import Method
     from jaxwrap.train.evaluate.modes import Mode
     from jaxwrap.train.fit.config import FitConfig
@@ -141,22 +142,65 @@ def run_evaluation(
     return len(result.failures)
 
 
-def new_method(name: str, *, map: Path | None = None, alpha: float | None = None) -> Method:
-    """A method by name, with the settings that evaluations use: YUV 6:1:1 as the metric, the proxy for refine.
+def new_methods(names: Sequence[str], *, maps: Sequence[Path] = (), alpha: float | None = None) -> list[Method]:
+    """Methods by name (`jaxwrap.methods.parse_method`), with the settings that evaluations use: YUV 6:1:1 as the
+    metric, the proxy for refine.
 
-    ``map``: weights that dqp takes as they are; ``alpha``: of the weights that it makes itself.
+    ``maps``: map files (.dat), at most one of each mode (wa, iwa, fwa, calibrated), for the stages of that name; fold
+    takes the plane means of a calibrated one, or of an fwa one. Weights are taken as they are, raw maps with ``alpha``.
+    ``alpha``: of the weights that are made here; default `DEFAULT_ALPHA`.
+
+    Raises `ValueError` for unknown names, a map file that is missing or damaged, two of one mode, one that no method
+    uses, and a stage that lacks one.
     """
     from jaxwrap.codecs.proxy import ProxyCodec
     from jaxwrap.codecs.weightmap import read_maps
     from jaxwrap.importance.maps import yuv_metric
     from jaxwrap.importance.weights import DEFAULT_ALPHA
-    from jaxwrap.methods import Dqp, Refine, method_class
+    from jaxwrap.methods import parse_method, stages_of
 
-    kind = method_class(name)
-    if kind is Dqp and map is not None:
-        return Dqp(map=read_maps(map)[0], alpha=0.0)
-    if kind is Dqp:
-        return Dqp(metric=yuv_metric, alpha=DEFAULT_ALPHA if alpha is None else alpha)
-    if kind is Refine:
-        return Refine(codec=ProxyCodec(), qp=32.0, metric=yuv_metric)
-    return kind()  # type: ignore[call-arg]
+    share = {"alpha": DEFAULT_ALPHA if alpha is None else alpha}
+    refine = {"codec": ProxyCodec(), "qp": 32.0, "metric": yuv_metric}
+    options: dict[str, dict[str, Any]] = {
+        "wa": {"metric": yuv_metric, **share},
+        "iwa": {"metric": yuv_metric, **share},
+        "refine": refine,
+        "refine:encoder": refine,
+    }
+    files: dict[str, Path] = {}
+    read: dict[str, Frame] = {}
+    for path in maps:
+        planes, info = read_maps(path)
+        if info.mode in files:
+            raise ValueError(f"{files[info.mode]} and {path} are both maps of mode {info.mode}; give one of each mode")
+        files[info.mode], read[info.mode] = path, planes
+        options[info.mode] = {"map": planes, "alpha": 0.0 if "alpha" in info.details else share["alpha"]}
+    stages = {stage.strip() for name in names for stage in name.split("+")}
+    frozen = next((mode for mode in ("calibrated", "fwa") if mode in files), None)
+    if "fold" in stages and frozen is not None:
+        options["fold"] = {"transform": _plane_scale(read[frozen], files[frozen])}
+    for stage in ("fwa", "calibrated", "fold"):
+        if stage in stages and stage not in options:
+            mode = "fwa" if stage == "fwa" else "calibrated"
+            raise ValueError(
+                f"method {stage} needs a map that was made on training pictures: jaxwrap importance --mode {mode} "
+                f"--input PICTURES --out {mode}.dat, and then --map {mode}.dat here"
+            )
+    methods = [parse_method(name, options) for name in names]
+    used = {stage.name for method in methods for stage in stages_of(method)}
+    for mode, path in files.items():
+        if mode not in used and not ("fold" in used and mode == frozen):
+            raise ValueError(
+                f"--map {path} is of mode {mode}, and no method uses it: add {mode}+dqp to the methods, or leave it out"
+            )
+    return methods
+
+
+def _plane_scale(maps: Frame, path: Path) -> PlaneScale:
+    """√ of the plane means of a map: what fold does to 4:2:0 frames."""
+    from jaxwrap.importance.gram import PlaneScale
+
+    if len(maps.planes) != 3:
+        raise ValueError(f"--map {path} is of 4:0:0 frames; method fold weighs the planes of 4:2:0 against each other")
+    y, u, v = (float(plane.mean()) for plane in maps.planes)
+    return PlaneScale.from_weights((y, u, v))

@@ -1,6 +1,6 @@
 """Allocation methods: how bits are spent, one object each with ``plan(receiver, z, key) -> Plan``."""
 
-from jaxwrap.methods.chain import STAGES, Chain, parse_method
+from jaxwrap.methods.chain import STAGES, Chain, parse_method, stages_of
 from jaxwrap.methods.dqp import Dqp
 from jaxwrap.methods.fold import Fold, Transform
 from jaxwrap.methods.frozen import Calibrated, Fwa
@@ -29,4 +29,5 @@ __all__ = [
     "parse_method",
     "refine_samples",
     "relinearised_samples",
+    "stages_of",
 ]

@@ -95,6 +95,11 @@ class Chain:
         return plan
 
 
+def stages_of(method: Method) -> tuple[Method | Dqp, ...]:
+    """The stages of a chain, or the method itself."""
+    return method.stages if isinstance(method, Chain) else (method,)
+
+
 def _after(second: Callable[[Frame], Any], first: Callable[[Frame], Frame], frame: Frame) -> Any:
     return second(first(frame))
 

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Protocol
 import jax
 
 from jaxwrap.arrays import Frame
+from jaxwrap.importance.maps import as_partial
 from jaxwrap.methods.plan import Plan
 
 
 class Transform(Protocol):
-    """An invertible map of frames, and a pytree (`jaxwrap.importance.gram` has them)."""
+    """An invertible map of frames: `jaxwrap.importance.gram` has √w per plane and linear maps of packed channels."""
 
     def apply(self, frame: Frame) -> Frame:
         """z → z'."""
@@ -43,8 +44,4 @@ class Fold:
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
         """The transformed samples and what undoes them; receiver and key are not used."""
-        return Plan(self.transform.apply(z), undo=jax.tree_util.Partial(_undo, self.transform))
-
-
-def _undo(transform: Transform, frame: Frame) -> Frame:
-    return transform.undo(frame)
+        return Plan(self.transform.apply(z), undo=as_partial(self.transform.undo))

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import itertools
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,18 @@ import numpy as np
 from rich.progress import Progress
 
 from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
-from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, EncodeResult, Weights
+from jaxwrap.codec import Codec, Config, EncodeRequest, EncodeResult, Weights, intra_period
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.methods.plan import Method, Plan
 from jaxwrap.metrics.distortion import mean_psnr, ms_ssim
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
 from jaxwrap.train.evaluate.cache import Cache
+from jaxwrap.train.evaluate.checks import ClipLike, ask_codecs, check_settings
 from jaxwrap.train.evaluate.manifest import MEASURING_PACKAGES, claim, write_manifest
 from jaxwrap.train.evaluate.manifest import versions as package_versions
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, combinations
+from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode
+from jaxwrap.train.evaluate.options import digest_of, fields_of, method_options, with_fields
 from jaxwrap.train.evaluate.pictures import Pictures
 from jaxwrap.train.evaluate.points import (
     MEASUREMENT_VERSION,
@@ -57,30 +59,6 @@ PIXELS_PER_BATCH = 8_000_000
 
 PIXELS_PER_CALL = 4_000_000
 """Luma samples of originals that a pre- or post-processor sees at once: bounds memory at any length of clip."""
-
-
-class ClipLike(Protocol):
-    """What the sweep asks of a clip; `jaxwrap.train.media.Clip` is one."""
-
-    @property
-    def name(self) -> str:
-        """Unique among the clips of a sweep."""
-        ...
-
-    @property
-    def frames(self) -> Frame:
-        """Integer samples ``[0, 2^d − 1]``."""
-        ...
-
-    @property
-    def bit_depth(self) -> int:
-        """Bits d of a sample, 8 or 10."""
-        ...
-
-    @property
-    def fps(self) -> float:
-        """Frames per second, for kbps."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -180,8 +158,8 @@ def run_sweep(
       modes: see `jaxwrap.train.evaluate.modes`; ``sse`` runs in all, other methods where both sides are networks.
       codecs: picklable codecs; they run in worker processes.
       qps: on the specification's scale.
-      methods: allocation methods. A field ``qp`` of a method is set to each QP in turn, a field ``target`` to the
-      original frames. out: output folder, made if absent. dataset: name for the column of that name. processes:
+      methods: allocation methods, whose fields named in `jaxwrap.train.evaluate.options.SET_BY_SWEEP` are set here.
+      out: output folder, made if absent. dataset: name for the column of that name. processes:
       number of worker processes. config: coding configuration of every encode. preset: effort of every encode; None
       is the codec's default. seed: of the methods' random sketches. cache: folder of measured points, shared between
       runs; default: ``cache`` beside ``out``. progress: a running `rich` progress bar, to which a task is added.
@@ -191,8 +169,8 @@ def run_sweep(
       (`Codec.check`), an encoder that is missing, or an output folder of another
       configuration (the settings that differ are named). OSError: the disk is full; points measured before are kept.
     """
-    pairs = _check(clips, modes, codecs, qps, methods, config, processes)
-    _ask_codecs(clips, modes, codecs, [EncodeRequest(qp, config, BIT_DEPTH, preset=preset) for qp in qps])
+    pairs = check_settings(clips, modes, codecs, qps, methods, config, processes)
+    ask_codecs(clips, pairs, codecs, [EncodeRequest(qp, config, BIT_DEPTH, preset=preset) for qp in qps])
     settings = _Settings(pairs, list(codecs), [float(qp) for qp in qps], dataset, config, preset, seed)
     sources = [_source(clip) for clip in clips]
     configuration = _configuration(sources, settings)
@@ -348,11 +326,14 @@ class _Sweep:
             plans: dict[Any, list[list[Row]]] = {}
             for rows in streams.values():
                 first = rows[0]
-                qp = first.qp if _has_field(first.method, "qp") else None
-                plans.setdefault((first.mode, id(first.method), qp), []).append(rows)
-            for (mode, _, qp), members in plans.items():
+                fields = fields_of(first.method)
+                qp = first.qp if "qp" in fields else None
+                codec = first.codec if "encoder" in fields else None
+                plans.setdefault((first.mode, id(first.method), qp, id(codec)), []).append(rows)
+            for members in plans.values():
+                first = members[0][0]
                 try:
-                    planned = self._plan(batch, mode, members[0][0].method, qp)
+                    planned = self._plan(batch, first)
                 except Exception as error:
                     for rows in members:
                         self._fail(rows, error)
@@ -360,25 +341,31 @@ class _Sweep:
                 for rows in members:
                     yield self._job(rows, planned[rows[0].source.name])
 
+    def _request(self, row: Row) -> EncodeRequest:
+        settings = self.settings
+        return EncodeRequest(row.qp, settings.config, BIT_DEPTH, fps=row.source.fps, preset=settings.preset)
+
     def _job(self, rows: list[Row], planned: Planned) -> _Job:
-        settings, first = self.settings, rows[0]
-        sandwich, _, _ = self._functions(first.mode, size_of(first.source.samples))
-        request = EncodeRequest(first.qp, settings.config, fps=first.source.fps, preset=settings.preset)
-        return _Job(rows, planned, sandwich.request(request, planned.plan))
+        sandwich, _, _ = self._functions(rows[0].mode, size_of(rows[0].source.samples))
+        return _Job(rows, planned, sandwich.request(self._request(rows[0]), planned.plan))
 
     # Networks.
 
     def _functions(self, mode: Mode, size: tuple[int, int]) -> tuple[Sandwich, Any, Any]:
-        """The mode's sandwich for this size, its compiled front and its compiled back (both samples → samples)."""
+        """The mode's sandwich for this size, its compiled front (samples → samples) and its compiled back (a plan's
+        ``undo``, samples → samples)."""
         if (mode.name, size) not in self._sandwiches:
             sandwich = mode.sandwich(*size)
             front = jax.jit(lambda samples: sandwich.bottleneck(normalise(samples, BIT_DEPTH)))
-            back = jax.jit(lambda samples: denormalise(sandwich.receive(samples), BIT_DEPTH))
+            back = jax.jit(
+                lambda undo, samples: denormalise(sandwich.receive(Plan(samples, undo=undo).undone(samples)), BIT_DEPTH)
+            )
             self._sandwiches[mode.name, size] = sandwich, front, back
         return self._sandwiches[mode.name, size]
 
-    def _plan(self, batch: list[_Source], mode: Mode, method: Method, qp: float | None) -> dict[str, Planned]:
-        """Plans the clips of a batch together, so that each method sees all pictures at once."""
+    def _plan(self, batch: list[_Source], row: Row) -> dict[str, Planned]:
+        """Plans the clips of a row's batch together, so that its method sees all pictures at once."""
+        mode, method = row.mode, row.method
         size = size_of(batch[0].samples)
         sandwich, front, _ = self._functions(mode, size)
         samples = _concatenate([source.samples for source in batch])
@@ -388,11 +375,17 @@ class _Sweep:
                 z = _in_chunks(front, samples, PIXELS_PER_CALL // (size[0] * size[1]))
             self._bottleneck = (mode.name, batch[0].name), z, watch.seconds
         _, z, pre_s = self._bottleneck
-        values: dict[str, Any] = {} if qp is None else {"qp": qp}
-        if _has_field(method, "target"):
+        fields = fields_of(method)
+        values = {
+            "qp": row.qp,
+            "clips": tuple(num_frames(source.samples) for source in batch),
+            "period": intra_period(self.settings.config, row.source.fps),
+            "encoder": row.codec,
+            "request": self._request(row),
+        }
+        if "target" in fields:
             values["target"] = normalise(jax.tree.map(jnp.asarray, samples), BIT_DEPTH)
-        if values:
-            method = dataclasses.replace(method, **values)  # type: ignore[type-var]
+        method = with_fields(method, values)
         with Stopwatch() as watch:
             plan = sandwich.plan(z, method, key=jax.random.key(self.settings.seed))
             plan = jax.block_until_ready(plan)
@@ -408,6 +401,7 @@ class _Sweep:
                 jax.tree.map(lambda plane, part=part: plane[part], coded),
                 _weights_of(plan.weights, part, total),
                 math.ceil(bits),
+                plan.undo,
             )
             planned[source.name] = Planned(
                 its_own,
@@ -437,7 +431,8 @@ class _Sweep:
         height, width = size_of(source.samples)
         _, _, back = self._functions(row.mode, (height, width))
         with Stopwatch() as watch:
-            frames = _in_chunks(back, result.decoded, PIXELS_PER_CALL // (height * width))
+            undo = planned.plan.undo
+            frames = _in_chunks(partial(back, undo), result.decoded, PIXELS_PER_CALL // (height * width))
         received = to_integers(frames, BIT_DEPTH)
         psnr_y, psnr_yuv = mean_psnr(source.samples, received, BIT_DEPTH)
         count = num_frames(source.samples)
@@ -476,121 +471,18 @@ class _Sweep:
             )
 
 
-def method_options(method: Method) -> dict[str, Any]:
-    """A method's settings as JSON values, without ``qp`` and ``target``, which the sweep sets."""
-    if not dataclasses.is_dataclass(method):
-        return {}
-    fields = [field.name for field in dataclasses.fields(method) if field.name not in ("qp", "target")]
-    return {name: _describe(getattr(method, name)) for name in fields}
-
-
-def _describe(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, tuple | list):
-        return [_describe(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if hasattr(value, "shape"):
-        return _digest(value)
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    leaves = jax.tree.leaves(value)
-    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
-        return {"type": type(value).__name__, "sha256": _digest(*leaves)}
-    raise ValueError(
-        f"a method option of type {type(value).__name__} cannot be written into a results row; "
-        "use numbers, text, functions, arrays, or dataclasses of these"
-    )
-
-
-def _has_field(method: Method, name: str) -> bool:
-    return dataclasses.is_dataclass(method) and any(field.name == name for field in dataclasses.fields(method))
-
-
-def _check(
-    clips: Sequence[ClipLike],
-    modes: Sequence[Mode],
-    codecs: Sequence[Codec],
-    qps: Sequence[float],
-    methods: Sequence[Method],
-    config: str,
-    processes: int,
-) -> list[tuple[Mode, Method]]:
-    for what, given in (("clip", clips), ("mode", modes), ("codec", codecs), ("QP", qps), ("method", methods)):
-        if not given:
-            raise ValueError(f"no {what} was given; a sweep wants at least one clip, mode, codec, QP and method")
-    for what, names in (
-        ("clips", [clip.name for clip in clips]),
-        ("codecs", [codec.name for codec in codecs]),
-        ("methods", [canonical_json([m.name, method_options(m)]) for m in methods]),
-        ("QPs", [str(float(qp)) for qp in qps]),
-    ):
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{what} were given more than once: {', '.join(repeated)}; results rows tell them by name")
-    low, high = QP_RANGE
-    if outside := [qp for qp in qps if not low <= qp <= high]:
-        raise ValueError(f"QPs {outside} were given; wanted {low} to {high}, the specification's range")
-    if config not in CONFIGS:
-        raise ValueError(f"configuration {config!r} was given; known: {', '.join(CONFIGS)}")
-    if processes < 1:
-        raise ValueError(f"{processes} processes were asked for; wanted at least 1")
-    return combinations(modes, methods)
-
-
-def _ask_codecs(
-    clips: Sequence[ClipLike], modes: Sequence[Mode], codecs: Sequence[Codec], requests: Sequence[EncodeRequest]
-) -> None:
-    """Raises `ValueError` where an encoder is missing, or would refuse something of every clip, such as a preset.
-
-    One clip that is too small must not keep the others from being measured: its points will fail by themselves.
-    """
-    for codec in codecs:
-        try:
-            _ = codec.version
-        except RuntimeError as error:
-            raise ValueError(f"codec {codec.name} cannot be used: {error}") from error
-    refusals = [_refusal(clip, modes, codecs, requests) for clip in clips]
-    if all(refusals):
-        raise ValueError(refusals[0])
-
-
-def _refusal(
-    clip: ClipLike, modes: Sequence[Mode], codecs: Sequence[Codec], requests: Sequence[EncodeRequest]
-) -> str | None:
-    """The first thing that an encoder would refuse about a clip, or None."""
-    check_frame(clip.frames)
-    for mode, codec, request in itertools.product(modes, codecs, requests):
-        size = mode.wrapper.bottleneck_size(*size_of(clip.frames))
-        try:
-            codec.check(size, dataclasses.replace(request, fps=clip.fps))
-        except ValueError as error:
-            return f"{clip.name} in mode {mode.name}: {error}"
-    return None
-
-
 def _source(clip: ClipLike) -> _Source:
     check_frame(clip.frames)
     samples = change_bit_depth(jax.tree.map(np.asarray, clip.frames), clip.bit_depth, BIT_DEPTH)
-    return _Source(clip.name, samples, float(clip.fps), _digest(*samples.planes))
-
-
-def _digest(*arrays: Any) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        values = np.ascontiguousarray(array)
-        digest.update(f"{values.shape}{values.dtype.str}".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
+    return _Source(clip.name, samples, float(clip.fps), digest_of(*samples.planes))
 
 
 def _batches(sources: list[_Source]) -> list[list[_Source]]:
-    """Clips of one size and chroma format together, in the given order, up to `PIXELS_PER_BATCH`."""
+    """Clips of one size, chroma format and frame rate together, in the given order, up to `PIXELS_PER_BATCH`."""
     alike: dict[Any, list[list[_Source]]] = {}
     for source in sources:
         height, width = size_of(source.samples)
-        groups = alike.setdefault((height, width, len(source.samples.planes)), [[]])
+        groups = alike.setdefault((height, width, len(source.samples.planes), source.fps), [[]])
         if sum(num_frames(s.samples) for s in (*groups[-1], source)) * height * width > PIXELS_PER_BATCH and groups[-1]:
             groups.append([])
         groups[-1].append(source)
