@@ -207,8 +207,8 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: sse, dqp, iwa+dqp, fwa+dqp, calibrated+dqp, fold, refine, refine:encoder, and chains "
-            "such as fold+refine+dqp (changes of the samples first, then weights, then dqp)."
+            help="Comma-separated: sse, dqp, iwa+dqp, fwa+dqp, calibrated+dqp, fold, refine, refine:encoder, and "
+            "chains such as fold+refine+dqp (changes of the samples first, then weights, then dqp)."
         ),
     ] = "sse",
     map: Annotated[
