@@ -53,6 +53,7 @@ def importance_weights(
     alpha: float = DEFAULT_ALPHA,
     scope: Scope = "frame",
     clips: Sequence[int] | None = None,
+    mean: float | None = None,
     applied_as: Literal["distortion", "qp_offset"] = "distortion",
 ) -> Weights:
     """Normalised weights of raw maps h, ``[N, H, W]`` per plane, all samples of which count in the mean (crop padding
@@ -64,6 +65,8 @@ def importance_weights(
       scope: ``"frame"`` divides each map by its own mean, which removes importance *between* frames; ``"sequence"``
         divides all maps of a clip by one mean and keeps it.
       clips: number of frames of each clip in the batch, for ``"sequence"``; None: all are one clip.
+      mean: of the h of a whole sequence, by which this part of its maps is divided, whatever ``scope`` says; None: found
+        here.
       applied_as: how an encoder is to use the weights, see `jaxwrap.codec.Weights`.
 
     Raises:
@@ -73,12 +76,14 @@ def importance_weights(
     check_weighting(alpha, scope)
     h = raw_map(importance)
     check_map(h)
-    mean = frame_mean(h)  # [N]
-    if scope == "sequence":
-        ends = clip_ends(clips, mean.shape[0])
-        parts = jnp.split(mean, ends[:-1])
-        mean = jnp.concatenate([jnp.broadcast_to(part.mean(keepdims=True), part.shape) for part in parts])
-    return Weights(jax.tree.map(lambda p: (p / mean[:, None, None] + alpha) / (1.0 + alpha), h), applied_as)
+    means = frame_mean(h)  # [N]
+    if mean is not None:
+        means = jnp.full_like(means, mean)
+    elif scope == "sequence":
+        ends = clip_ends(clips, means.shape[0])
+        parts = jnp.split(means, ends[:-1])
+        means = jnp.concatenate([jnp.broadcast_to(part.mean(keepdims=True), part.shape) for part in parts])
+    return Weights(jax.tree.map(lambda p: (p / means[:, None, None] + alpha) / (1.0 + alpha), h), applied_as)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
