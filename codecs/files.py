@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+HASH_CHUNK = 1 << 20
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -22,10 +27,97 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno,
-                f"the disk is full: {path} ({len(content)} bytes) was not written, what was written before is kept; "
-                "free some space and run the same command again",
-            ) from error
+        _explain(error, path, len(content))
         raise
+
+
+class GrowingFile:
+    """A file of a header and records of one size that grows under ``.NAME.part`` and is renamed when it is whole.
+
+    What was appended survives an interrupted program: ``resume`` goes on after the last whole record. The file is
+    locked while it is open, so that a worker that was given up for lost cannot write into its successor's.
+    """
+
+    def __init__(self, path: Path, *, header_bytes: int, record_bytes: int, resume: bool = False) -> None:
+        self.path, self._header_bytes, self._record_bytes = path, header_bytes, record_bytes
+        self._part = path.with_name(f".{path.name}.part")
+        self._part.touch()
+        self._file = self._part.open("r+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise OSError(error.errno, f"{path} is being written by another process: wait for it or stop it") from error
+        size = self._file.seek(0, os.SEEK_END)
+        self.records = max(0, size - header_bytes) // record_bytes if resume else 0
+        self._file.truncate(self._end)  # what lies beyond is half a record, or not to be resumed
+
+    @property
+    def _end(self) -> int:
+        return self._header_bytes + self.records * self._record_bytes
+
+    def append(self, records: bytes) -> None:
+        """Writes whole records. Raises `OSError` with what to do where the disk is full."""
+        if len(records) % self._record_bytes:
+            raise ValueError(f"{self.path}: {len(records)} bytes were given; records have {self._record_bytes}")
+        try:
+            self._write(self._end, records)
+        except OSError as error:
+            _explain(error, self.path, len(records))
+            raise
+        self.records += len(records) // self._record_bytes
+
+    def publish(self, header: bytes, *, append_digest: bool = False) -> str:
+        """Writes the header, renames the file, and returns the SHA-256 (hex) of header and records.
+
+        With ``append_digest`` its 32 bytes are put at the end.
+        """
+        if len(header) != self._header_bytes:
+            raise ValueError(f"{self.path}: a header of {len(header)} bytes was given; wanted {self._header_bytes}")
+        try:
+            self._write(0, header)
+            digest = digest_of(self._file)
+            if append_digest:
+                self._write(self._end, digest.digest())
+            os.fsync(self._file.fileno())
+            os.replace(self._part, self.path)
+        except OSError as error:
+            _explain(error, self.path, self._end)
+            raise
+        self.close()
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Leaves the part for a later run to resume; nothing after `publish`."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Closes and removes the part."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def _write(self, offset: int, content: bytes) -> None:
+        self._file.seek(offset)
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]
+
+
+def digest_of(file: BinaryIO, num_bytes: int | None = None) -> hashlib._Hash:
+    """SHA-256 of a file's first ``num_bytes`` (default: all), read in pieces."""
+    file.seek(0)
+    digest, left = hashlib.sha256(), num_bytes
+    while chunk := file.read(HASH_CHUNK if left is None else min(HASH_CHUNK, left)):
+        digest.update(chunk)
+        left = None if left is None else left - len(chunk)
+    return digest
+
+
+def _explain(error: OSError, path: Path, num_bytes: int) -> None:
+    """Raises with what to do where the disk is full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(
+            error.errno,
+            f"the disk is full: {path} ({num_bytes} bytes) was not written, what was written before is kept; "
+            "free some space and run the same command again",
+        ) from error
