@@ -112,7 +112,7 @@ def parse_method(text: str, options: Mapping[str, Mapping[str, Any]] | None = No
     """
     names = [name.strip() for name in text.split("+")]
     if unknown := [name for name in names if name not in STAGES]:
-        raise ValueError(f"method {text!r} was asked for; {unknown[0]!r} is none of {', '.join(STAGES)}")
+        raise ValueError(f"{unknown[0]!r} was asked for in method {text!r}; known: {', '.join(STAGES)}")
     if Dqp.name in names and not {Wa.name, Iwa.name, Fwa.name, Calibrated.name} & {*names}:
         names.insert(names.index(Dqp.name), Wa.name)
     stages = tuple(_stage(name, (options or {}).get(name, {})) for name in names)

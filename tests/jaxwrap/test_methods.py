@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
-from jaxwrap.codec import EncodeRequest, EncodeResult
+from jaxwrap.codec import EncodeRequest, EncodeResult, Weights, intra_period
 from jaxwrap.codecs.proxy import ProxyCodec
 from jaxwrap.importance import MapError, importance_map, importance_weights, yuv_metric
-from jaxwrap.methods import METHODS, Dqp, Refine, Sse, method_class, refine_samples
+from jaxwrap.methods import Calibrated, Dqp, Fwa, Iwa, Refine, Sse, Wa, refine_samples
 from jaxwrap.pipeline import Sandwich
 
 KEY = jax.random.key(1)
@@ -68,37 +68,123 @@ def test_sse_leaves_samples_and_weights_alone() -> None:
     assert plan.side_information_bits == 0
 
 
-def test_dqp_weights_are_the_normalised_map_of_its_receiver() -> None:
+def test_wa_weights_are_the_normalised_map_of_its_receiver() -> None:
     z = samples()
-    plan = Dqp(sketches=3, alpha=0.5, metric=yuv_metric).plan(blur, z, KEY)
+    plan = Wa(sketches=3, alpha=0.5, metric=yuv_metric).plan(blur, z, KEY)
     expected = importance_weights(importance_map(blur, z, key=KEY, sketches=3, metric=yuv_metric), alpha=0.5)
     assert plan.z is z
-    assert plan.weights.applied_as == "qp_offset"
+    assert plan.undo is None
+    assert plan.weights.applied_as == Wa.weights_as == "distortion"
     np.testing.assert_allclose(plan.weights.planes.y, expected.planes.y, rtol=1e-6)
     assert np.mean(plan.weights.planes.y[..., 8:]) > 2 * np.mean(plan.weights.planes.y[..., :8])
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
-def test_dqp_strength_is_a_power_with_mean_1_again(strength) -> None:
-    z = samples()
-    importance = importance_map(blur, z, key=KEY)
-    w = np.asarray(Dqp(map=importance).plan(blur, z).weights.planes.y, np.float64)
-    powered = np.asarray(Dqp(map=importance, strength=strength).plan(blur, z).weights.planes.y)
-    np.testing.assert_allclose(powered, w**strength / (w**strength).mean((1, 2), keepdims=True), rtol=1e-4)
+def never(_: Frame) -> Any:
+    raise AssertionError("the receiver was looked at")
 
 
-def test_dqp_uses_a_map_made_before_and_refuses_one_that_does_not_fit() -> None:
+def test_maps_made_before_are_used_without_receiver_or_key_and_refused_where_they_do_not_fit() -> None:
     z = samples()
     h = Yuv400(np.random.default_rng(0).exponential(1.0, (1, 16, 16)).astype(np.float32))
+    for method in (Wa(map=h), Iwa(map=h), Fwa(map=h), Calibrated(map=h)):
+        assert not method.draws
+        np.testing.assert_array_equal(method.plan(never, z).weights.planes.y, importance_weights(h).planes.y)
+        with pytest.raises(MapError, match="16×16 was given for frames of 8×8"):
+            method.plan(never, samples(size=8))
+    for method in (Wa(), Iwa()):
+        assert method.draws
+        with pytest.raises(ValueError, match=f"{method.name} draws random sketches: give plan a key"):
+            method.plan(blur, z)
+    with pytest.raises(MapError, match="2 maps were given to calibrated"):
+        Calibrated(map=z)
 
-    def never(_: Frame) -> Any:
-        raise AssertionError("the receiver was looked at")
 
-    np.testing.assert_array_equal(Dqp(map=h).plan(never, z).weights.planes.y, importance_weights(h).planes.y)
-    with pytest.raises(MapError, match="16×16 was given for frames of 8×8"):
-        Dqp(map=h).plan(never, samples(size=8))
-    with pytest.raises(ValueError, match="give plan a key"):
-        Dqp().plan(blur, z)
+def test_a_frozen_map_that_is_constant_in_each_plane_serves_any_size() -> None:
+    def colour(n: int, size: int, values: tuple[float, float, float]) -> Yuv420:
+        sides = (size, size // 2, size // 2)
+        return Yuv420(*(np.full((n, s, s), v, np.float32) for s, v in zip(sides, values, strict=True)))
+
+    small, z = colour(1, 8, (2.0, 1.0, 3.0)), colour(2, 16, (0.0, 0.0, 0.0))
+    found = Fwa(small, alpha=0.0).plan(never, z).weights.planes
+    mean = (4 * 2 + 1 + 3) / 6
+    for plane, like, value in zip(found.planes, z.planes, (2.0, 1.0, 3.0), strict=True):
+        assert plane.shape == (1, *like.shape[1:])
+        np.testing.assert_allclose(plane, value / mean, rtol=1e-6)
+    varying = Yuv420(small.y + np.eye(8, dtype=np.float32)[None], small.u, small.v)
+    with pytest.raises(MapError, match="8×8 was given for frames of 16×16"):
+        Fwa(varying).plan(never, z)
+    with pytest.raises(MapError, match="Yuv420 was given for Yuv400 frames"):
+        Fwa(small).plan(never, samples())
+
+
+@pytest.mark.parametrize(
+    ("period", "clips", "holders"),
+    [
+        (3, None, [0, 0, 0, 3, 3, 3, 6]),
+        (None, None, [0] * 7),
+        (2, (3, 4), [0, 0, 2, 3, 3, 5, 5]),
+        (1, (3, 4), [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_iwa_holds_the_map_that_wa_gives_the_i_frame(period, clips, holders) -> None:
+    z = samples(n=7, size=8)
+    of_all = np.asarray(Wa(sketches=2).plan(square, z, KEY).weights.planes.y)
+    held = np.asarray(Iwa(sketches=2, period=period, clips=clips).plan(square, z, KEY).weights.planes.y)
+    # Batches of another size are compiled apart: float32 rounding.
+    np.testing.assert_allclose(held, of_all[holders], rtol=1e-5)
+    given = Yuv400(np.asarray(importance_map(square, z, key=KEY, sketches=2).h.y)[sorted(set(holders))])
+    again = Iwa(period=period, clips=clips, map=given).plan(never, z).weights.planes.y
+    np.testing.assert_allclose(np.broadcast_to(again, of_all.shape), of_all[holders], rtol=1e-5)
+
+
+def square(z: Frame) -> Yuv400:
+    """A receiver whose gain depends on the samples, so that maps differ between frames."""
+    return Yuv400(z.y * z.y / z.y.dtype.type(1000.0))
+
+
+def test_iwa_refuses_bad_periods_and_maps_of_another_number_of_i_frames() -> None:
+    z = samples(n=5, size=8)
+    with pytest.raises(ValueError, match="a period of 0 frames"):
+        Iwa(period=0)
+    with pytest.raises(MapError, match=r"3 maps given for 2 I frames \(period 3, 5 frames\)"):
+        Iwa(period=3, map=Yuv400(np.ones((3, 8, 8), np.float32))).plan(never, z)
+    with pytest.raises(ValueError, match="clips of 2, 2 frames were given for a batch of 5"):
+        Iwa(period=3, clips=(2, 2)).plan(square, z, KEY)
+
+
+@pytest.mark.parametrize(("config", "period"), [("intra", 1), ("lowdelay", None), ("randomaccess", 24)])
+def test_the_distance_of_i_pictures_follows_from_the_configuration(config, period) -> None:
+    assert intra_period(config, 25.0) == period
+
+
+def test_a_sequence_mean_is_taken_over_each_clip() -> None:
+    z = samples(n=5, size=8)
+    h = np.asarray(importance_map(square, z, key=KEY, sketches=2).h.y)
+    w = Wa(sketches=2, alpha=0.0, scope="sequence", clips=(2, 3)).plan(square, z, KEY).weights.planes.y
+    expected = np.concatenate([h[:2] / h[:2].mean(), h[2:] / h[2:].mean()])
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_dqp_strength_is_a_power_with_mean_1_again(strength) -> None:
+    w = importance_weights(samples(), alpha=0.0)
+    powered = Dqp(strength).offsets(w)
+    assert powered.applied_as == "qp_offset"
+    y = np.asarray(w.planes.y, np.float64)
+    np.testing.assert_allclose(powered.planes.y, y**strength / (y**strength).mean((1, 2), keepdims=True), rtol=1e-4)
+
+
+def test_dqp_keeps_importance_between_frames_where_the_weights_have_it() -> None:
+    w = Weights(Yuv400(np.stack([np.full((4, 4), 0.5), np.full((4, 4), 2.0)]).astype(np.float32)))
+    np.testing.assert_allclose(np.asarray(Dqp(2.0).offsets(w).planes.y)[:, 0, 0], [0.25, 4.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="strength -1"):
+        Dqp(-1)
+
+
+@pytest.mark.parametrize("bad", [{"alpha": -1.0}, {"scope": "clip"}, {"sketches": 0}])
+def test_bad_settings_of_weights_are_refused_before_anything_is_planned(bad) -> None:
+    with pytest.raises(ValueError, match=r"was given|were asked for"):
+        Wa(**bad)
 
 
 QPS = np.array([27.0, 37.0])
@@ -201,12 +287,6 @@ def test_refine_names_step_and_picture_of_a_nan_and_a_receiver_out_of_reach() ->
         refine_samples(lambda f: Yuv400(0 * f.y), samples(), UniformQuantiser(), qp=27.0)
 
 
-def test_methods_are_found_by_name_and_unknown_ones_refused_with_the_list() -> None:
-    assert {name: method_class(name).name for name in METHODS} == {"sse": "sse", "dqp": "dqp", "refine": "refine"}
-    with pytest.raises(ValueError, match="'wa' was asked for; known: sse, dqp, refine"):
-        method_class("wa")
-
-
 def test_weights_of_colour_frames_have_the_frames_planes() -> None:
     z = Yuv420(
         *(
@@ -214,5 +294,5 @@ def test_weights_of_colour_frames_have_the_frames_planes() -> None:
             for i, s in enumerate([(1, 8, 8), (1, 4, 4), (1, 4, 4)])
         )
     )
-    planes = Dqp(sketches=1).plan(lambda f: jax.tree.map(lambda p: p**2, f), z, KEY).weights.planes
+    planes = Wa(sketches=1).plan(lambda f: jax.tree.map(lambda p: p**2, f), z, KEY).weights.planes
     assert [p.shape for p in planes.planes] == [p.shape for p in z.planes]
