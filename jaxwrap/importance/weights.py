@@ -65,8 +65,8 @@ def importance_weights(
       scope: ``"frame"`` divides each map by its own mean, which removes importance *between* frames; ``"sequence"``
         divides all maps of a clip by one mean and keeps it.
       clips: number of frames of each clip in the batch, for ``"sequence"``; None: all are one clip.
-      mean: of the h of a whole sequence, by which this part of its maps is divided, whatever ``scope`` says; None: found
-        here.
+      mean: of the h of a whole sequence, by which this part of its maps is divided, whatever ``scope`` says; None:
+        found here.
       applied_as: how an encoder is to use the weights, see `jaxwrap.codec.Weights`.
 
     Raises:
