@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.codecs import files
-from jaxwrap.codecs.weightmap import read_maps, write_maps
+from jaxwrap.codecs.weightmap import MapReader, MapWriter, read_maps, write_maps
 
 WHAT = {"receiver": "post-processor", "sketches": 8, "standard_error": 0.5, "seed": 3}
 
@@ -101,6 +101,8 @@ def test_a_missing_half_of_the_pair_is_named(tmp_path, name):
         ({"sha256": "0"}, "SHA-256"),
         ({"details": []}, "details"),
         ({"more": 1}, "the description of a map file has"),
+        ({"receiver": "another"}, r"m\.json has checksum"),
+        ({"standard_error": 10**400}, "standard_error"),
     ],
 )
 def test_a_description_that_does_not_fit_is_named(tmp_path, change, message):
@@ -168,3 +170,51 @@ def test_an_interrupted_write_leaves_a_pair_that_fits_or_an_error(tmp_path, monk
     with pytest.raises(ValueError, match="bytes"):
         read_maps(tmp_path / "m.dat")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.dat", "m.json"]
+
+
+def test_maps_written_a_few_at_a_time_after_interruptions_are_those_written_at_once(tmp_path):
+    whole = maps_of(7)
+    about = {"mode": "wa", **WHAT, "details": {"alpha": 0.25, "ranges": (1, 2)}}
+    once = write_maps(tmp_path / "once.dat", whole, **about)
+
+    def part(start: int, stop: int) -> Frame:
+        return Yuv420(*(p[start:stop] for p in whole.planes))
+
+    with MapWriter(tmp_path / "parts.dat", size=(6, 8), chroma="420") as writer:
+        writer.append(part(0, 3))
+        with pytest.raises(ValueError, match="plane v of map 3"):
+            writer.append(Yuv420(whole.y[3:4], whole.u[3:4], -whole.v[3:4]))
+        with pytest.raises(ValueError, match="maps of 8×6 in 420; 8×6 in 400 was given"):
+            writer.append(Yuv400(whole.y[3:4]))
+    with (tmp_path / ".parts.dat.part").open("ab") as file:
+        file.write(b"half a map")
+    with MapWriter(tmp_path / "parts.dat", size=(6, 8), chroma="420", resume=True) as writer:
+        assert writer.count == 3
+        writer.append(part(3, 4))
+        writer.append(part(4, 7))
+        assert not (tmp_path / "parts.dat").exists()
+        assert writer.finish(**about) == once
+    for suffix in (".dat", ".json"):
+        assert (tmp_path / f"parts{suffix}").read_bytes() == (tmp_path / f"once{suffix}").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 4
+    with MapReader.open(tmp_path / "parts.dat") as reader:
+        assert reader.info == once
+        np.testing.assert_array_equal(reader.read(2, 5).u, whole.u[2:5])
+        np.testing.assert_array_equal(reader.read(5).v, whole.v[5:])
+        with pytest.raises(ValueError, match="maps 6 to 8"):
+            reader.read(6, 8)
+
+
+def test_details_that_json_has_no_form_for_are_refused(tmp_path):
+    for details in ({"alpha": np.nan}, {"alpha": np.ones(2)}):
+        with pytest.raises(ValueError, match="cannot be written as JSON"):
+            write_maps(tmp_path / "m.dat", maps_of(1), mode="wa", **WHAT, details=details)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_writer_stays_alone_with_its_file(tmp_path):
+    with (
+        MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420", resume=True),
+        pytest.raises(OSError, match="written by another process"),
+    ):
+        MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420", resume=True)
