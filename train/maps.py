@@ -12,7 +12,9 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames, size_of
 from jaxwrap.codecs.weightmap import MapInfo, write_maps
-from jaxwrap.importance.maps import ImportanceMap, batched_importance_maps, frame_mean, importance_map, yuv_metric
+from jaxwrap.importance.batches import batched_importance_maps
+from jaxwrap.importance.blocks import frame_mean
+from jaxwrap.importance.maps import ImportanceMap, importance_map, yuv_metric
 from jaxwrap.importance.weights import DEFAULT_ALPHA, average_map, importance_weights
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, denormalise, normalise

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, Yuv400, check_frame, frame_of, size_of
 from jaxwrap.importance.jacobian import Jacobian
-from jaxwrap.importance.maps import Metric, Receiver
+from jaxwrap.importance.receiver import Metric, Receiver
 from jaxwrap.packing import TileLayout, spread, unpack
 
 Groups = Literal["plane"] | TileLayout | int

@@ -3,6 +3,8 @@
 S = [s₁ … s_{n_s}]ᵀ / √n_s with independent s_i, E[s_i s_iᵀ] = I (WA-RDO section 3, "Jacobian approximation"). A vector
 v is any pytree of float arrays with a leading axis N of frames; every frame has a sketch of its own.
 
+`TopDct` sketches a projection P v of it instead: E‖S v‖² = ‖P v‖².
+
 Keys: row i of frame n is drawn from ``fold_in(fold_in(key, n), i)``, n counted from the start of the sequence. So a
 frame's sketch does not depend on the batch, chunk, device or run that it was drawn in.
 """
@@ -15,9 +17,57 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.fft import dctn
 
 SketchKind = Literal["rademacher", "gaussian"]
 SKETCHES: tuple[SketchKind, ...] = get_args(SketchKind)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopDct:
+    """Sketch of each channel's largest DCT coefficients (FP-RDO section IV, "DCT channel-wise").
+
+    P keeps, of each frame and channel of v, the ``coefficients`` entries of the orthonormal 2-D DCT-II that are largest
+    in magnitude at z; Rademacher rows follow. P depends on the picture: h is the diagonal of Jᵀ M^½ Pᵀ P M^½ J, less
+    than the whole diagonal, by what the dropped coefficients see. In v, axes 1 and 2 of an array of three axes or more
+    are the picture, all further ones channels; smaller arrays are kept whole.
+    """
+
+    coefficients: int = 16
+
+    def __post_init__(self) -> None:
+        if self.coefficients < 1:
+            raise ValueError(f"TopDct keeps at least 1 coefficient of each channel; {self.coefficients} was given")
+
+    def select(self, v: Any) -> Any:
+        """Where the kept coefficients are: per array ``[N, H, W, …]`` of v, ``[N, …, k]`` flat positions in H × W."""
+
+        def positions(leaf: jax.Array) -> jax.Array:
+            if leaf.ndim < 3:
+                return jnp.zeros((leaf.shape[0], 0), jnp.int32)
+            wide = jnp.moveaxis(leaf.astype(accumulator_dtype(leaf.dtype)), (1, 2), (-2, -1))  # [N, …, H, W]
+            size = wide.shape[-2] * wide.shape[-1]
+            spectrum = dctn(wide, axes=(-2, -1), norm="ortho").reshape(*wide.shape[:-2], size)
+            return jax.lax.top_k(jnp.abs(spectrum), min(self.coefficients, size))[1]
+
+        return jax.tree.map(positions, v)
+
+    def draw(self, key: jax.Array, kept: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """One row of an array ``shape`` = ``[H, W, …]`` of one frame: Pᵀ of signs on the ``kept`` ``[…, k]``."""
+        if len(shape) < 2:
+            return _signs(key, shape, dtype)
+        (height, width), wide = shape[:2], accumulator_dtype(dtype)
+        signs = _signs(key, kept.shape, wide)[..., None]
+        rows = signs * _cosines(kept // width, height, wide)  # […, k, H]
+        columns = _cosines(kept % width, width, wide)  # […, k, W]
+        return jnp.moveaxis(jnp.einsum("...kh,...kw->...hw", rows, columns), (-2, -1), (0, 1)).astype(dtype)
+
+
+def _cosines(frequency: jax.Array, size: int, dtype: Any) -> jax.Array:
+    """Rows of the orthonormal DCT-II matrix of this size: ``[…]`` → ``[…, size]``."""
+    turns = (frequency[..., None] * (2 * jnp.arange(size, dtype=jnp.int32) + 1)) % (4 * size)  # exact, unlike the angle
+    scale = jnp.where(frequency == 0, 1 / math.sqrt(size), math.sqrt(2 / size)).astype(dtype)
+    return scale[..., None] * jnp.cos(turns.astype(dtype) * (math.pi / (2 * size)))
 
 
 def accumulator_dtype(dtype: Any) -> Any:
@@ -25,36 +75,51 @@ def accumulator_dtype(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
 
 
-def check_sketch(kind: str, rows: int) -> None:
+def check_sketch(kind: SketchKind | TopDct, rows: int) -> None:
     """Raises `ValueError` for an unknown kind of sketch or fewer than one row."""
-    if kind not in SKETCHES:
-        raise ValueError(f"sketch {kind!r} was given; known: {', '.join(SKETCHES)}")
+    if not isinstance(kind, TopDct) and kind not in SKETCHES:
+        raise ValueError(f"sketch {kind!r} was given; known: {', '.join(SKETCHES)}, and TopDct(coefficients)")
     if rows < 1:
         raise ValueError(f"{rows} sketches were asked for; at least 1 is needed (4 is usual)")
 
 
 def sketch_row(
-    key: jax.Array, index: int | jax.Array, like: Any, *, kind: SketchKind = "rademacher", frame_offset: Any = 0
+    key: jax.Array,
+    index: int | jax.Array,
+    like: Any,
+    *,
+    kind: SketchKind | TopDct = "rademacher",
+    frame_offset: Any = 0,
+    kept: Any = None,
 ) -> Any:
     """Draws s_i, E[s_i s_iᵀ] = I, for every frame: a pytree of the shapes and dtypes of ``like`` (leading axis N).
 
-    ``like``: arrays or `jax.ShapeDtypeStruct`. ``frame_offset``: number in the sequence of the batch's first frame.
+    ``like``: arrays or `jax.ShapeDtypeStruct`. ``frame_offset``: number in the sequence of the batch's first frame; or
+    ``[N]``, added to each frame's place in the batch. ``kept``: what `TopDct.select` found in v; then E[s_i s_iᵀ] is
+    Pᵀ P.
     """
     leaves: list[Any] = jax.tree.leaves(like)
 
-    def one_frame(frame: jax.Array) -> list[jax.Array]:
+    def one_frame(frame: jax.Array, places: list[jax.Array]) -> list[jax.Array]:
         row_key = jax.random.fold_in(jax.random.fold_in(key, frame), index)
-        return [
-            _draw(jax.random.fold_in(row_key, i), leaf.shape[1:], leaf.dtype, kind) for i, leaf in enumerate(leaves)
-        ]
+        keys = [jax.random.fold_in(row_key, i) for i in range(len(leaves))]
+        if isinstance(kind, TopDct):
+            return [
+                kind.draw(k, place, leaf.shape[1:], leaf.dtype)
+                for k, place, leaf in zip(keys, places, leaves, strict=True)
+            ]
+        draw = _normals if kind == "gaussian" else _signs
+        return [draw(k, leaf.shape[1:], leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
 
-    frames = jnp.arange(leaves[0].shape[0]) + frame_offset
-    return jax.tree.unflatten(jax.tree.structure(like), jax.vmap(one_frame)(frames))
+    frames = jnp.arange(leaves[0].shape[0], dtype=jnp.int32) + jnp.asarray(frame_offset, jnp.int32)
+    return jax.tree.unflatten(jax.tree.structure(like), jax.vmap(one_frame)(frames, jax.tree.leaves(kept)))
 
 
-def _draw(key: jax.Array, shape: tuple[int, ...], dtype: Any, kind: SketchKind) -> jax.Array:
-    if kind == "gaussian":
-        return jax.random.normal(key, shape, accumulator_dtype(dtype)).astype(dtype)
+def _normals(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.random.normal(key, shape, accumulator_dtype(dtype)).astype(dtype)
+
+
+def _signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     # One random word gives 32 signs: jax.random.rademacher spends a whole word on each.
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
@@ -66,13 +131,14 @@ def _draw(key: jax.Array, shape: tuple[int, ...], dtype: Any, kind: SketchKind) 
 class Sketch:
     """The operator S for the output pytree ``like`` (arrays or `jax.ShapeDtypeStruct`, leading axis N).
 
-    ``rows`` is n_s. ``frame_offset`` is the number in the sequence of the batch's first frame.
+    ``rows`` is n_s. For `TopDct`, ``like`` holds the values v = M^½ r(z) whose largest coefficients are
+    kept. ``frame_offset`` is the number in the sequence of the batch's first frame.
     """
 
     key: jax.Array
     like: Any
     rows: int
-    kind: SketchKind = "rademacher"
+    kind: SketchKind | TopDct = "rademacher"
     frame_offset: int = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +146,8 @@ class Sketch:
 
     def row(self, index: int) -> Any:
         """s_i / √n_s: row i of S for every frame, as a pytree like the output."""
-        s = sketch_row(self.key, index, self.like, kind=self.kind, frame_offset=self.frame_offset)
+        kept = self.kind.select(self.like) if isinstance(self.kind, TopDct) else None
+        s = sketch_row(self.key, index, self.like, kind=self.kind, frame_offset=self.frame_offset, kept=kept)
         return jax.tree.map(lambda leaf: leaf / jnp.sqrt(jnp.asarray(self.rows, leaf.dtype)), s)
 
     def mv(self, v: Any) -> jax.Array:

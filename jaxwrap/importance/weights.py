@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, size_of
 from jaxwrap.codec import Weights
-from jaxwrap.importance.maps import BLOCK, ImportanceMap, frame_mean
+from jaxwrap.importance.blocks import BLOCK, frame_mean
+from jaxwrap.importance.maps import ImportanceMap
 
 DEFAULT_ALPHA = 1.0
 """α of the weights: half importance, half plain SSE.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from jaxwrap.arrays import Frame
-from jaxwrap.importance.maps import as_partial
+from jaxwrap.importance.receiver import as_partial
 from jaxwrap.methods.dqp import Dqp
 from jaxwrap.methods.fold import Fold
 from jaxwrap.methods.frozen import Calibrated, Fwa

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxwrap.codec import Weights
-from jaxwrap.importance.maps import frame_mean
+from jaxwrap.importance.blocks import frame_mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 
 from jaxwrap.arrays import Frame
-from jaxwrap.importance.maps import as_partial
+from jaxwrap.importance.receiver import as_partial
 from jaxwrap.methods.plan import Plan
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames
-from jaxwrap.importance.maps import ImportanceMap, Metric, importance_map
+from jaxwrap.importance.maps import ImportanceMap, importance_map
+from jaxwrap.importance.receiver import Metric
 from jaxwrap.importance.sketch import SketchKind, check_sketch
 from jaxwrap.importance.weights import (
     DEFAULT_ALPHA,

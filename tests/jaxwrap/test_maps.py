@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, crop_to
-from jaxwrap.importance.maps import batched_importance_maps, importance_map, yuv_metric
+from jaxwrap.importance.batches import batched_importance_maps
+from jaxwrap.importance.maps import importance_map, yuv_metric
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
