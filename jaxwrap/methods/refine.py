@@ -31,7 +31,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, num_frames
 from jaxwrap.codec import QP_RANGE, Codec, EncodeRequest, EncodeResult
-from jaxwrap.importance.maps import Metric, Receiver, apply, as_partial, root_metric
+from jaxwrap.importance.receiver import Metric, Receiver, apply, as_partial, root_metric
 from jaxwrap.methods.plan import Plan
 from jaxwrap.samples import max_sample
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames, stack_frames
 from jaxwrap.codec import Codec, EncodeRequest, EncodeResult
-from jaxwrap.importance.maps import Metric, Receiver
+from jaxwrap.importance.receiver import Metric, Receiver
 from jaxwrap.importance.weights import clip_ends
 from jaxwrap.methods.plan import Plan
 from jaxwrap.methods.refine import Problem, Refine, Refined, descend, encode, pose_problem, with_gain
