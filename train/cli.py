@@ -378,3 +378,18 @@ def bench_postprocessor(
         ),
         json,
     )
+
+
+@bench.command("importance", help="Importance maps, ms per batch, against PyTorch's two ways of making them.")
+def bench_importance(
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each case, both sides in turn.")] = 5,
+    peer_python: Annotated[
+        str | None, typer.Option(help="An interpreter that has PyTorch; without it, ours only.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Measures importance maps."""
+    from jaxwrap.train.bench import importance
+
+    _keep(importance.run(dtype=dtype, rounds=rounds, peer_python=peer_python), json)

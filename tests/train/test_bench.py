@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxwrap.train.bench import postprocessor, proxy
+from jaxwrap.metrics.complexity import count_macs
+from jaxwrap.train.bench import importance, postprocessor, proxy
 from jaxwrap.wrappers.switchable import PostConfig
 
 SMALL = PostConfig(widths=(8, 8), kernels=(3, 3), encoder_blocks=(0, 1), decoder_blocks=(0,))
@@ -89,3 +90,27 @@ def test_pictures_of_the_proxy_bench_have_the_spectrum_they_are_said_to_have():
     power = np.mean(np.abs(np.fft.fft2(pictures - pictures.mean((1, 2), keepdims=True))) ** 2, axis=0)
     # 1/f in amplitude: 1/f² in power, a factor 4 per octave.
     assert power[8, 0] / power[32, 0] == pytest.approx(16, rel=0.5)
+
+
+def test_the_network_of_the_importance_bench_has_the_work_that_is_counted():
+    latents = importance._latents(1, (8, 12))
+    counted = count_macs(lambda z: importance._restore(importance._parameters(), z), latents)
+    # A map of one sketch is two passes, an operation is half a multiply–accumulate.
+    assert importance._flops((8, 12), sketches=1) == 4 * counted.total
+    assert importance._restore(importance._parameters(), latents).shape == (1, 16, 24, 64)
+
+
+def test_the_importance_bench_measures_what_it_is_asked_for(capsys):
+    figures = importance.run(sketches=(2,), batches=(1,), rounds=2, work=False)
+    (case,) = figures["cases"]
+    assert (case["batch"], case["sketches"]) == (1, 2)
+    assert case["ms"] > 0
+    assert "batch   1,   2 sketches" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="known: float32, bfloat16"):
+        importance.run(dtype="float16")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="this Python has torch")
+def test_an_importance_peer_without_torch_is_reported_with_its_own_message():
+    with pytest.raises(RuntimeError, match="No module named 'torch'"):
+        importance.run(sketches=(2,), batches=(1,), work=False, peer_python=sys.executable)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from flax import nnx
 
 from jaxwrap.arrays import Frame, Yuv420
 from jaxwrap.metrics.complexity import count_macs, count_parameters, resampling_macs
+from jaxwrap.train.bench.peer import Peer
 from jaxwrap.wrappers.blocks import IMPLEMENTATIONS, Implementation
 from jaxwrap.wrappers.switchable import PostConfig, PostProcessor, WrapperConfig, wrapper_from_config
 
@@ -109,14 +109,14 @@ def run(
                 peer = _Peer(
                     str(peer_python), Path(folder), config, start, bottleneck, size, device, dtype, thread_counts
                 )
-                result |= {"torch": peer.version, "torch_device": peer.device, "torch_threads": peer.threads}
+                result |= peer.about
                 result |= _differences(ours, peer, TOLERANCES[dtype])
             for task, network in ours.items():
                 times: dict[str, list[float]] = {"jax": [], "torch": []}
                 for _ in range(rounds):
                     times["jax"].append(network.milliseconds(task))
                     if peer is not None:
-                        times["torch"].append(peer.run(task)["milliseconds"])
+                        times["torch"].append(peer.ask(task)["milliseconds"])
                 medians = {side: float(np.median(values)) for side, values in times.items() if values}
                 for side, prefix in (("jax", ""), ("torch", "torch_")):
                     if side in medians and task == "forward":
@@ -202,9 +202,9 @@ def _differences(ours: dict[str, _Network], peer: _Peer, tolerance: float) -> di
             float(np.abs(np.asarray(a) - b).max()) for a, b in zip(decoded, peer.decoded, strict=True)
         )
     }
-    peer.run("forward")  # warms the allocator
+    peer.ask("forward")  # warms the allocator
     if "train" in ours:
-        losses = [(float(ours["train"].train()), peer.run("train")["loss"]) for _ in range(2)]
+        losses = [(float(ours["train"].train()), peer.ask("train")["loss"]) for _ in range(2)]
         found["max_relative_loss_difference"] = max(abs(a / b - 1) for a, b in losses)
     for what, value in found.items():
         if not value <= tolerance:
@@ -255,8 +255,8 @@ def _print(result: dict[str, Any]) -> None:
             print(line)
 
 
-class _Peer:
-    """The PyTorch process: gives its decoded frame at the start, then runs and times one call per request."""
+class _Peer(Peer):
+    """The PyTorch process, which gives its decoded frame at the start."""
 
     def __init__(
         self,
@@ -277,50 +277,11 @@ class _Peer:
         planes: dict[str, Any] = {name: np.asarray(getattr(frame, name)) for name in ("y", "u", "v")}
         np.savez(folder / "case.npz", config=json.dumps(post), size=np.array(size), **planes, **arrays)
         script = Path(__file__).with_name("postprocessor_torch.py")
-        files = [str(folder / "case.npz"), str(folder / "output.npz")]
-        command = [python, str(script), *files, device, dtype, *map(str, threads)]
-        self._errors = (folder / "errors.txt").open("w+")
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-            )
-        except OSError as error:
-            raise RuntimeError(
-                f"{python} cannot be started ({error}); give the path of a Python that has torch"
-            ) from None
-        if self._read() != "ready":
-            self._fail()
+        super().__init__(
+            "PyTorch", [python, script, folder / "case.npz", folder / "output.npz", device, dtype, *threads]
+        )
         with np.load(folder / "output.npz") as output:
             self.decoded = [output[f"arr_{i}"] for i in range(3)]
-            self.threads = int(output["threads"])
-            self.version, self.device = str(output["version"]), str(output["device"])
-
-    def run(self, task: str) -> dict[str, float]:
-        """Runs ``forward`` or ``train`` once: ``milliseconds``, and for the latter ``loss``."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(task + "\n")
-        self._process.stdin.flush()
-        answer = self._read()
-        if not answer:
-            self._fail()
-        figures: dict[str, float] = json.loads(answer)
-        return figures
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-        self._errors.close()
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def _fail(self) -> None:
-        self._process.communicate()
-        self._errors.seek(0)
-        text = self._errors.read()
-        self._errors.close()
-        raise RuntimeError(f"the PyTorch peer failed with exit code {self._process.returncode}:\n{text}")
 
 
 def _random_post_processor(config: PostConfig, implementation: Implementation, dtype: str) -> PostProcessor:

@@ -6,9 +6,10 @@ jaxwrap.
 CASE holds ``config`` (JSON of `PostConfig`), ``size`` (height, width), the bottleneck ``y``, ``u``, ``v`` and one
 array per parameter, named by its path. DEVICE is ``cpu`` or ``cuda``, DTYPE the network's ``float32`` or ``bfloat16``
 (parameters, resampling and sums with the input stay float32, as in jaxwrap). Of the THREADS given, the fastest number
-is kept. The decoded frame goes to OUTPUT; then every line on standard input is run once, on inputs that lie on the
-device, and answered in JSON by its milliseconds, the device's work included: ``forward``, or ``train``, an Adam step,
-which also gives its loss. Eager mode, no TF32, channels_last throughout, PyTorch's fast layout for these sizes.
+is kept. The decoded frame goes to OUTPUT; a line of JSON says what runs here. Then every line on standard input is run
+once, on inputs that lie on the device, and answered in JSON by its milliseconds, the device's work included:
+``forward``, or ``train``, an Adam step, which also gives its loss. Eager mode, no TF32, channels_last throughout,
+PyTorch's fast layout for these sizes.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class PostProcessor(torch.nn.Module):
 
 
 def main(case_path: str, output_path: str, device: str, dtype: str, *threads: str) -> None:
-    """Checks in with the decoded frame, then answers timing requests until standard input closes."""
+    """Writes the decoded frame, says what it is, then answers timing requests until standard input closes."""
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit(
             f"PyTorch {torch.__version__} has no CUDA here; jaxwrap runs on a GPU, so install a CUDA build of torch"
@@ -146,8 +147,8 @@ def main(case_path: str, output_path: str, device: str, dtype: str, *threads: st
     torch.set_num_threads(kept)
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     frame = [p[:, 0].cpu().numpy() for p in forward()]
-    np.savez(output_path, *frame, version=torch.__version__, device=name, threads=kept)
-    print("ready", flush=True)
+    np.savez(output_path, *frame)
+    print(json.dumps({"torch": torch.__version__, "torch_device": name, "torch_threads": kept}), flush=True)
     tasks = {"forward": forward, "train": train}
     for line in sys.stdin:
         task = line.strip()

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ import numpy as np
 from jaxwrap.arrays import Yuv400
 from jaxwrap.codec import EncodeRequest
 from jaxwrap.codecs.proxy import ProxyCodec, rate_scale
+from jaxwrap.train.bench.peer import Peer
 
 NUM_PICTURES, SIZE, PLANES = 8, 256, 3
 STEP_SIZE = 8.0
@@ -65,20 +65,20 @@ def run(*, peer: Path | None = None, peer_python: Path | None = None, rounds: in
     with tempfile.TemporaryDirectory() as folder:
         planes = Path(folder) / "planes.npy"
         np.save(planes, _pictures())
-        ours = _Side("jaxwrap", [sys.executable, "-c", _OUR_WORKER, str(planes)])
+        ours = Peer("jaxwrap", [sys.executable, "-c", _OUR_WORKER, str(planes)])
         sides = {variant: ours for variant in VARIANTS}
         if peer is not None:
             python = str(peer_python or sys.executable)
             worker = Path(folder) / "peer_worker.py"  # a file, because AutoGraph wants to read the source
             worker.write_text(_PEER_WORKER, encoding="utf-8")
-            sides["peer"] = _Side("the peer", [python, str(worker), str(planes), str(peer.resolve())])
+            sides["peer"] = Peer("the peer", [python, str(worker), str(planes), str(peer.resolve())])
         try:
             seconds = {variant: np.empty(rounds) for variant in sides}
             for variant, side in sides.items():
-                side.seconds_per_step(variant)  # compiles
+                side.ask(variant)["seconds"]  # compiles
             for i in range(rounds):
                 for variant, side in sides.items():
-                    seconds[variant][i] = side.seconds_per_step(variant)
+                    seconds[variant][i] = side.ask(variant)["seconds"]
         finally:
             for side in set(sides.values()):
                 side.close()
@@ -117,40 +117,6 @@ def _pictures() -> np.ndarray:
     planes = np.fft.irfft2(spectrum, s=(SIZE, SIZE))
     planes *= 45 / planes.std(axis=(1, 2), keepdims=True)
     return np.clip(planes + 128, 0, 255).astype(np.float32)
-
-
-class _Side:
-    """A process that does steps when told to: a variant's name in, seconds per step out, one JSON line each."""
-
-    def __init__(self, name: str, command: list[str]) -> None:
-        self.name = name
-        self.messages: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `close`)
-        self.process = subprocess.Popen(
-            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.messages
-        )
-        self.about: dict[str, Any] = self._answer()
-
-    def seconds_per_step(self, variant: str) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(variant + "\n")
-        self.process.stdin.flush()
-        return float(self._answer()["seconds"])
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            status = self.process.wait()
-            self.messages.seek(0)
-            raise RuntimeError(
-                f"{self.name} ended with status {status}; its last messages:\n{self.messages.read()[-2000:]}"
-            )
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self.messages.close()
 
 
 _OUR_WORKER = "import sys; from jaxwrap.train.bench.proxy import serve; serve(sys.argv[1])"
