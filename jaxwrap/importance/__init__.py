@@ -1,5 +1,6 @@
 """What a receiver's output depends on: sketch → map → weights."""
 
+from jaxwrap.importance.averages import MapMean
 from jaxwrap.importance.batches import batched_importance_maps
 from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map, yuv_metric
 from jaxwrap.importance.memory import frames_within
@@ -12,6 +13,7 @@ __all__ = [
     "ControlVariate",
     "ImportanceMap",
     "MapError",
+    "MapMean",
     "Sketch",
     "TopDct",
     "average_map",
