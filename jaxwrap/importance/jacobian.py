@@ -16,18 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames
-from jaxwrap.importance.maps import (
-    Metric,
-    Receiver,
-    _accumulator,
-    _as_float,
-    _check_output,
-    apply,
-    as_partial,
-    root_metric,
-)
-from jaxwrap.importance.sketch import SketchKind, check_sketch, sketch_row
+from jaxwrap.arrays import Frame, check_frame, frame_of
+from jaxwrap.importance.checks import finite_frames, refuse
+from jaxwrap.importance.diagonal import OutputShape, linearise
+from jaxwrap.importance.receiver import Metric, Receiver, as_floats, as_partial, output_of, root_metric
+from jaxwrap.importance.sketch import SketchKind, TopDct, accumulator_dtype, check_sketch, sketch_row
 
 BLOCK_SIZES = (4, 8, 16, 32)
 
@@ -41,10 +34,9 @@ class Jacobian:
 
     def __init__(self, receiver: Receiver, z: Frame, metric: Metric = None) -> None:
         check_frame(z)
-        self.z: Frame = jax.tree.map(_as_float, z)
+        self.z: Frame = as_floats(z)
         self.receiver = as_partial(receiver)
-        self.output = jax.eval_shape(apply, self.receiver, self.z)
-        _check_output(self.output, num_frames(z))
+        self.output = output_of(self.receiver, self.z)
         self.root = root_metric(metric, self.output)
 
     def mv(self, q: Frame) -> Any:
@@ -83,18 +75,19 @@ class Jacobian:
 
 
 class TransposedJacobian:
-    """Jᵀ M^½, with the forward pass that its products share; ``output`` is r(z)."""
+    """Jᵀ M^½, with the forward pass that its products share."""
 
     def __init__(self, jacobian: Jacobian) -> None:
         self._jacobian = jacobian
-        self.output, self._pullback = _linearise(jacobian.receiver, jacobian.z)
+        self._pullback = linearise(jacobian.receiver, jacobian.z, jacobian.root, kind="rademacher").pullback
 
     def mv(self, u: Any) -> Frame:
         """Jᵀ M^½ u: a pytree like the receiver's output → a frame like z. One backward pass."""
-        came, wanted = (jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (u, self.output))
+        output = self._jacobian.output
+        came, wanted = (jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (u, output))
         if came != wanted:
             raise ValueError(f"a tree of shapes {came} was given; wanted one like the receiver's output: {wanted}")
-        u = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), u, self.output)
+        u = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), u, output)
         return _backward(self._pullback, self._jacobian.root, u)
 
     def transpose(self) -> Jacobian:
@@ -124,20 +117,23 @@ def sketched_rows(
     key: jax.Array,
     rows: int,
     *,
-    sketch: SketchKind = "rademacher",
+    sketch: SketchKind | TopDct = "rademacher",
     frame_offset: int = 0,
 ) -> JacobianRows:
     """ℓ = ``rows`` rows of S M^½ J per frame, from the sketches that `importance_map` draws with the same key.
 
-    One forward pass and ``rows`` backward passes. FP-RDO takes ℓ of 2 to 8. Raises `ValueError` for an unknown sketch,
-    fewer than 1 row, and rows that are not finite.
+    One forward pass and ``rows`` backward passes; ℓ of 2 to 8 is usual (FP-RDO section IV). Raises `ValueError` for an
+    unknown sketch, fewer than 1 row, and frames whose rows are not finite.
     """
     check_sketch(sketch, rows)
-    transposed = jacobian.transpose()
-    drawn = [transposed.mv(_draw(key, i, transposed.output, frame_offset, kind=sketch)) for i in range(rows)]
-    stacked = _stack(drawn)
-    if not isinstance(stacked.y, jax.core.Tracer) and not all(bool(jnp.isfinite(p).all()) for p in stacked.planes):
-        raise ValueError("the receiver's derivative is NaN or infinite: its rows cannot serve an encoder")
+    forward = linearise(jacobian.receiver, jacobian.z, jacobian.root, kind=sketch)
+    like = OutputShape.of(jacobian.output)
+    drawn = [
+        _row(forward.pullback, forward.kept, jacobian.root, key, i, frame_offset, like=like, kind=sketch)
+        for i in range(rows)
+    ]
+    stacked, finite = _stack(drawn)
+    refuse(~finite, "the receiver's derivative is NaN or infinite in", frame_offset)
     return JacobianRows(stacked)
 
 
@@ -221,27 +217,36 @@ def _forward(function: jax.tree_util.Partial, z: Frame, root: Any, q: Frame) -> 
 
 
 @jax.jit
-def _linearise(function: jax.tree_util.Partial, z: Frame) -> tuple[Any, Any]:
-    return jax.vjp(lambda frame: function(frame), z)
-
-
-@jax.jit
 def _backward(pullback: Any, root: Any, u: Any) -> Frame:
     (gradient,) = pullback(jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), u, root))
     return gradient
 
 
-@partial(jax.jit, static_argnames="kind")
-def _draw(key: jax.Array, index: Any, like: Any, frame_offset: Any, *, kind: SketchKind) -> Any:
-    return sketch_row(key, index, like, kind=kind, frame_offset=frame_offset)
+@partial(jax.jit, static_argnames=("like", "kind"))
+def _row(
+    pullback: Any,
+    kept: Any,
+    root: Any,
+    key: jax.Array,
+    index: Any,
+    frame_offset: Any,
+    *,
+    like: OutputShape,
+    kind: SketchKind | TopDct,
+) -> Frame:
+    """One row, unscaled."""
+    return _backward(
+        pullback, root, sketch_row(key, index, like.tree(), kind=kind, frame_offset=frame_offset, kept=kept)
+    )
 
 
 @jax.jit
-def _stack(rows: list[Frame]) -> Frame:
-    """Rows as ``[N, ℓ, H, W]``, divided by √ℓ."""
+def _stack(rows: list[Frame]) -> tuple[Frame, jax.Array]:
+    """Rows as ``[N, ℓ, H, W]``, divided by √ℓ, and which frames are finite."""
 
     def one(*planes: jax.Array) -> jax.Array:
-        stacked = jnp.stack([_accumulator(p) for p in planes], axis=1)
+        stacked = jnp.stack([p.astype(accumulator_dtype(p.dtype)) for p in planes], axis=1)
         return stacked / jnp.sqrt(jnp.asarray(len(planes), stacked.dtype))
 
-    return jax.tree.map(one, *rows)
+    stacked = jax.tree.map(one, *rows)
+    return stacked, finite_frames(stacked)
