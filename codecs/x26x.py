@@ -220,6 +220,25 @@ class X26x:
         if not 0.01 <= request.fps <= 1000:
             raise ValueError(f"{request.fps} frames per second were given; wanted 0.01 … 1000")
 
+    @property
+    def map_block(self) -> int:
+        """Side of the blocks, in luma samples, that QP offsets are given for."""
+        return self._traits.map_block
+
+    def coded_offsets(self, weights: Frame, *, qp: int, bit_depth: int) -> np.ndarray:
+        """The QP offsets ``[N, rows, columns]`` that blocks with coefficients are coded with, given these weights.
+
+        Those of `qp_offsets`, but x264 keeps the QP of the macroblock before (at first the picture's) where the two
+        differ by one (analyse.c, "If the QP of this MB is within 1 of the previous MB").
+        """
+        offsets = qp_offsets(weights, block=self.map_block, qp=qp, bit_depth=bit_depth)
+        if self._encoder == "x264":
+            for picture in offsets.reshape(len(offsets), -1):
+                before = 0
+                for i, offset in enumerate(picture):
+                    before = picture[i] = before if abs(offset - before) == 1 else offset
+        return offsets
+
     def _qp_offsets(self, samples: Frame, request: EncodeRequest, weights: Weights) -> np.ndarray:
         planes = weights.planes
         wanted, given = ([tuple(p.shape[1:]) for p in f.planes] for f in (samples, planes))
@@ -228,7 +247,7 @@ class X26x:
                 f"{num_frames(planes)} weight maps with planes of {given} were given; "
                 f"wanted 1 or {num_frames(samples)} with {wanted}"
             )
-        return qp_offsets(planes, block=self._traits.map_block, qp=int(request.qp or 0), bit_depth=request.bit_depth)
+        return qp_offsets(planes, block=self.map_block, qp=int(request.qp or 0), bit_depth=request.bit_depth)
 
     def _options(self, request: EncodeRequest) -> dict[str, str]:
         params = self._traits.params
@@ -261,7 +280,7 @@ class X26x:
         context.thread_count = self._threads
         context.flags |= Flags.global_header
         context.options = {**options, self._traits.params_option: options[self._traits.params_option] + extra}
-        attach = _RegionsOfInterest(self._traits.map_block, request.bit_depth)
+        attach = _RegionsOfInterest(self.map_block, request.bit_depth)
         packets: list[av.Packet] = []
         try:
             for index in range(num_frames(samples)):
@@ -337,7 +356,7 @@ class X26x:
     def _command(self, samples: Frame, request: EncodeRequest, options: dict[str, str]) -> str:
         height, width = size_of(samples)
         settings = " ".join(f"-{key} {value}" for key, value in options.items())
-        block = self._traits.map_block
+        block = self.map_block
         regions = "" if request.weights is None else f"  # regions of interest: ΔQP = -3 log2(mean w), {block}x{block}"
         return (
             f"ffmpeg -f rawvideo -pix_fmt {_pix_fmt(samples, request.bit_depth)} -s {width}x{height} "
