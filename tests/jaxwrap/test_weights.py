@@ -7,7 +7,7 @@ import pytest
 
 from jaxwrap.arrays import Yuv400, Yuv420
 from jaxwrap.importance.maps import ImportanceMap
-from jaxwrap.importance.weights import MapError, average_map, check_map, importance_weights
+from jaxwrap.importance.weights import MapError, average_map, check_map, importance_weights, literal_weights
 
 
 def raw_map(n: int = 2) -> Yuv420:
@@ -97,3 +97,60 @@ def test_bad_options_are_refused() -> None:
         importance_weights(raw_map(), alpha=-1)
     with pytest.raises(ValueError, match=r"'clip'.*frame, sequence"):
         importance_weights(raw_map(), scope="clip")  # type: ignore[arg-type]
+
+
+def cost_of(paper_h: np.ndarray, tau: float, lagrangian: float, q: np.ndarray, rate: float) -> float:
+    return float(((paper_h + tau) * q**2).sum() + lagrangian * rate)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("norm", ["mean", "l2", "frobenius"])
+def test_literal_weights_and_their_lambda_factor_make_the_cost_that_the_paper_prints(norm, alpha) -> None:
+    """Σ w q² + factor λ R, times one constant, is Σ (h + τ) q² + c λ R with τ and c computed from their formulas."""
+    h = Yuv420(
+        *(np.random.default_rng(2).exponential(3.0, s).astype(np.float32) for s in ((2, 24, 40), *[(2, 12, 20)] * 2))
+    )
+    made = literal_weights(h, norm=norm, alpha=alpha)
+    assert made.weights.applied_as == "distortion"
+    rng = np.random.default_rng(1)
+    for i in range(2):
+        values = samples_of(h, i)
+        w, factor = samples_of(made.weights.planes, i), float(made.lambda_factor[i])
+        assert w.mean() == pytest.approx(1, rel=1e-5)
+        if norm == "frobenius":  # 16 × 16 luma blocks with the 8 × 8 of chroma at the same place, by loops
+            y, u, v = (np.asarray(p[i], np.float64) for p in h.planes)
+            blocks = [
+                np.sqrt(
+                    y[r : r + 16, c : c + 16].sum()
+                    + u[r // 2 : r // 2 + 8, c // 2 : c // 2 + 8].sum()
+                    + v[r // 2 : r // 2 + 8, c // 2 : c // 2 + 8].sum()
+                )
+                for r in range(0, 24, 16)
+                for c in range(0, 40, 16)
+            ]
+            tau = alpha * np.mean(blocks)
+        else:
+            tau = alpha * (values.mean() if norm == "mean" else np.linalg.norm(values))
+        multiplier = tau + (np.linalg.norm(values) / values.size if norm == "l2" else values.mean())
+        q, rate, lagrangian = rng.standard_normal(values.size), 123.0, 4.5
+        ours = (w * q**2).sum() + factor * lagrangian * rate
+        paper = cost_of(values, tau, multiplier * lagrangian, q, rate)
+        assert ours * (values.mean() + tau) == pytest.approx(paper, rel=1e-5)
+
+
+def test_the_norm_taken_literally_hides_a_cut_of_lambda_by_the_root_of_the_number_of_samples() -> None:
+    flat = Yuv400(np.full((1, 176, 176), 7.0, np.float32))
+    assert float(literal_weights(flat, norm="l2", alpha=0.0).lambda_factor[0]) == pytest.approx(1 / 176, rel=1e-5)
+    assert float(literal_weights(flat, norm="l2", alpha=1e4).lambda_factor[0]) == pytest.approx(1, abs=1e-3)
+    assert float(literal_weights(flat, norm="mean", alpha=0.3).lambda_factor[0]) == pytest.approx(1)
+
+
+def test_the_mean_read_into_the_papers_rule_gives_our_weights() -> None:
+    h = raw_map()
+    literal = literal_weights(h, norm="mean", alpha=0.7).weights.planes
+    for a, b in zip(literal.planes, importance_weights(h, alpha=0.7).planes.planes, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    with pytest.raises(ValueError, match="norm 'max' was given; known: mean, l2, frobenius"):
+        literal_weights(h, norm="max", alpha=0.7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="alpha -1"):
+        literal_weights(h, norm="l2", alpha=-1)
