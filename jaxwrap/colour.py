@@ -6,6 +6,10 @@ Video files keep the planes they carry; only RGB sources and pictures for the ey
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Frame, Yuv420, pad_to_multiple
@@ -33,13 +37,34 @@ def rgb_to_yuv420(rgb: np.ndarray, *, bit_depth: int = 8) -> Yuv420:
     return result
 
 
+def rgb_from_yuv(frame: Frame, *, bit_depth: int = 8) -> Any:
+    """Samples ``[0, 2^d − 1]`` (4:2:0, or 4:0:0 taken as neutral chroma) → real RGB ``[N, H, W, 3]``, nominally
+    ``[0, 255]``, neither rounded nor clipped: linear, so a network that looks at pictures stays differentiable.
+
+    NumPy in, NumPy out; JAX in, JAX out, in the planes' own real type (float32 for integers).
+    """
+    max_sample(bit_depth)
+    xp = np if isinstance(frame.y, np.ndarray) else jnp
+
+    def scaled(plane: Any) -> Any:
+        real = plane if xp.issubdtype(plane.dtype, xp.floating) else plane.astype(np.float32)
+        return real * real.dtype.type(1.0 / (1 << (bit_depth - 8)))
+
+    y = scaled(frame.y)
+    if isinstance(frame, Yuv420):
+        u, v = (scaled(p).repeat(2, 1).repeat(2, 2) for p in (frame.u, frame.v))
+    else:
+        u = v = xp.full_like(y, 128.0)
+    # Sums rather than a matrix product, which a GPU may round to ten bits.
+    rgb = [
+        sum(plane * y.dtype.type(255.0 * a) for plane, a in zip((y, u, v), row, strict=True))
+        - y.dtype.type(255.0 * (row @ _OFFSET))
+        for row in _YUV_TO_RGB
+    ]
+    return xp.stack(rgb, -1)
+
+
 def yuv_to_rgb(frame: Frame, *, bit_depth: int = 8) -> np.ndarray:
     """Samples (4:2:0, or 4:0:0 taken as neutral chroma) → RGB uint8 ``[N, H, W, 3]`` for display."""
-    scale = 1.0 / (1 << (bit_depth - 8))
-    y = np.asarray(frame.y, np.float64) * scale
-    if isinstance(frame, Yuv420):
-        u, v = (np.asarray(p, np.float64).repeat(2, 1).repeat(2, 2) * scale for p in (frame.u, frame.v))
-    else:
-        u = v = np.full_like(y, 128.0)
-    rgb = (np.stack([y, u, v], -1) - _OFFSET) @ _YUV_TO_RGB.T
-    return np.clip(np.floor(rgb * 255.0 + 0.5), 0, 255).astype(np.uint8)
+    rgb = rgb_from_yuv(jax.tree.map(lambda plane: np.asarray(plane, np.float64), frame), bit_depth=bit_depth)
+    return np.clip(np.floor(rgb + 0.5), 0, 255).astype(np.uint8)

@@ -1,0 +1,77 @@
+"""From decoded samples to what a network that looks at pictures is fed: colour, size, range; all of it differentiable.
+
+The conversions are part of the receiver, so that its map is one of the *coded* samples, chroma and the detector's own
+scaling included (FP-RDO section III resizes inside its feature extractor too).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwrap.arrays import Frame, size_of
+from jaxwrap.colour import rgb_from_yuv
+from jaxwrap.importance.receiver import Receiver
+from jaxwrap.wrappers.resample import interpolate
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PictureInput:
+    """What a network expects: planes ``[N, 3, height, width]``, value (x − mean) / deviation of x in ``[0, 255]``.
+
+    ``height`` and ``width``: None keeps the picture's own. ``fit``: ``"stretch"`` fills both; ``"letterbox"`` keeps the
+    aspect, the picture in the top left corner and ``padding`` (in ``[0, 255]``) in the rest. Scaling is linear, at
+    half-pixel centres, without antialiasing (as cv2.resize does): below half size it skips samples, and their map is 0.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    order: Literal["rgb", "bgr"] = "rgb"
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    padding: float = 114.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def size_in(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture of this size has inside the network's input."""
+        target = (self.height or height, self.width or width)
+        if self.fit == "stretch":
+            return target
+        ratio = min(target[0] / height, target[1] / width)
+        return max(1, int(height * ratio)), max(1, int(width * ratio))
+
+    def images(self, samples: Frame, bit_depth: int = 8) -> jax.Array:
+        """Samples ``[0, 2^d − 1]`` → ``[N, 3, height, width]``; ``mean`` and ``deviation`` in the order of ``order``.
+
+        Colours outside RGB's range are kept: a clip would say that errors there cost nothing.
+        """
+        x = rgb_from_yuv(jax.tree.map(jnp.asarray, samples), bit_depth=bit_depth)
+        x = x[..., :: 1 if self.order == "rgb" else -1].transpose(0, 3, 1, 2)
+        for axis, (old, new) in enumerate(zip(x.shape[2:], self.size_in(*size_of(samples)), strict=True), start=2):
+            if new != old:
+                x = interpolate(x, (np.arange(new) + 0.5) * (old / new) - 0.5, axis)
+        below, right = ((n or m) - m for n, m in zip((self.height, self.width), x.shape[2:], strict=True))
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, below), (0, right)), constant_values=self.padding)
+        mean, deviation = (np.reshape(v, (1, 3, 1, 1)).astype(x.dtype) for v in (self.mean, self.deviation))
+        return (x - mean) / deviation
+
+
+def picture_receiver(network: jax.tree_util.Partial, expects: PictureInput, *, bit_depth: int = 8) -> Receiver:
+    """The receiver ``samples → network(images)`` for frames of ``bit_depth`` bits.
+
+    It is a `jax.tree_util.Partial` of the network, so weights are arguments of compiled code.
+    """
+    return jax.tree_util.Partial(_Looks(expects, bit_depth), network)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Looks:
+    expects: PictureInput
+    bit_depth: int
+
+    def __call__(self, network: jax.tree_util.Partial, samples: Frame) -> Any:
+        return network(self.expects.images(samples, self.bit_depth))
