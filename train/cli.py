@@ -18,7 +18,6 @@ from jaxwrap.train.runs import (
     encoders,
     literal,
     new_methods,
-    progress_bar,
     run_evaluation,
     run_fit,
     standard_modes,
@@ -36,6 +35,8 @@ bench = typer.Typer(
     no_args_is_help=True, help="Benchmarks, each against its peer in the same run. Prints figures; --json keeps them."
 )
 app.add_typer(bench, name="bench")
+
+RUN = "Folder of a training run, wrapper file, or shipped name."
 
 _ADVICE = {
     errno.EEXIST: "a file is where a folder was wanted: choose another name for the output",
@@ -134,75 +135,70 @@ def train(
 @app.command(
     help="""Maps what the receiver needs: weights for an encoder's distortion, from importance maps of a post-processor.
 
-    The map is diag(JᵀMJ) at the bottleneck's samples, by random sketches; M is YUV 6:1:1. All clips go through in one
-    batch where memory allows. Files hold w = (h / mean(h) + α) / (1 + α), mean 1: .dat and .json.
+    The map is diag(JᵀMJ) at the bottleneck's samples, by random sketches; M is YUV 6:1:1. Files hold
+    w = (h / mean(h) + α) / (1 + α), mean 1: .dat and .json. Clips of any length are streamed; the same command, run
+    again after an interruption, goes on where it was. --out NAME.dat makes one file, --out FOLDER one per clip.
+
+    wa: a map per frame. iwa: a map per I frame, frames 0, P, 2P, …. fwa: one map, the mean over all frames, with
+    its 95 % interval. calibrated: one weight per plane, so that Σ w q² is the receiver's error for the codec's own q.
+
+    Past one machine: --shard I/N on each and --merge N after, with the same --out in a folder that all see; or
+    --scheduler ADDRESS of a Dask cluster. The files are the same to the last byte on machines of one kind.
     """
 )
 def importance(
-    input: Annotated[list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, folders. Repeatable.")],
-    wrapper: Annotated[str, typer.Option(help="Wrapper file, training folder, or shipped name.")] = "pair-1of2",
-    mode: Annotated[str, typer.Option(help="wa: a map per frame, a file per clip. fwa: one map of all frames.")] = "wa",
-    out: Annotated[Path, typer.Option(help="Folder for the maps.")] = Path("runs/importance"),
-    sketches: Annotated[int, typer.Option(help="Random sketches; the error falls with their root.")] = 4,
+    input: Annotated[
+        list[Path] | None, typer.Option("--input", "-i", help="Pictures, videos, raw YUV, folders. Repeatable.")
+    ] = None,
+    run: Annotated[str, typer.Option("--run", "-r", help=RUN)] = "pair-1of2",
+    mode: Annotated[str, typer.Option(help="wa, iwa, fwa or calibrated.")] = "wa",
+    out: Annotated[Path, typer.Option(help="A .dat file, or a folder.")] = Path("runs/importance"),
+    sketches: Annotated[
+        str | None, typer.Option(help="Random sketches; the error falls with their root. auto: until it is 5 %.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Share of plain SSE in the weights. Default: see README.")] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="frame: each map has mean 1 (default). sequence: all maps of a clip together.")
+    ] = None,
+    period: Annotated[int | None, typer.Option(help="Of mode iwa: distance of the encoder's I frames.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames of each clip, at most.")] = None,
+    memory: Annotated[str, typer.Option(help="That the maps of one batch may take: 2GiB, 500MB, ….")] = "2GiB",
+    dtype: Annotated[str, typer.Option(help="Of the networks' activations: float32 or bfloat16.")] = "float32",
+    codec: Annotated[str | None, typer.Option(help="Of mode calibrated: x264 or x265 (default).")] = None,
+    qp: Annotated[int | None, typer.Option(help="Of mode calibrated. Default: 32.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT of a calibrated map, where the inputs' sizes differ.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: only the I-th of N parts.")] = None,
+    merge: Annotated[int | None, typer.Option(help="Of N parts that are done, make the files of --out.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts for the cluster. Default: one per worker.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
 ) -> None:
     """Writes weights."""
-    from jaxwrap.arrays import num_frames
-    from jaxwrap.importance.sketch import check_sketch
-    from jaxwrap.importance.weights import DEFAULT_ALPHA
-    from jaxwrap.train.fit.checkpoints import load_wrapper
-    from jaxwrap.train.maps import clip_maps, write_weights
-    from jaxwrap.train.media import open_clips
+    from jaxwrap.train.mapping.terminal import MapRun, run_maps
 
-    if mode not in ("wa", "fwa"):
-        raise ValueError(f"--mode {mode!r} was given; wanted wa or fwa")
-    check_sketch("rademacher", sketches)
-    clips, unreadable = open_clips(input, max_frames=max_frames)
-    network, _ = load_wrapper(wrapper)
-    out.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as bar:
-        task = bar.add_task("maps", total=sum(num_frames(clip.frames) for clip in clips), note=f"{sketches} sketches")
-        maps = clip_maps(network, clips, sketches=sketches, seed=seed, advance=lambda n: bar.advance(task, n))
-    files = {clip.name.replace("/", "_"): [m] for clip, m in zip(clips, maps, strict=True)}
-    table = Table("file", "size", "maps", "frames", "relative error of 16×16 means")
-    for name, members in (files if mode == "wa" else {"fwa": maps}).items():
-        info = write_weights(
-            out / f"{name}.dat",
-            members,
-            mode=mode,  # type: ignore[arg-type]
-            receiver=f"post-processor of {wrapper}",
-            seed=seed,
-            alpha=DEFAULT_ALPHA if alpha is None else alpha,
-        )
-        error = info.details["relative_standard_error_of_16x16_means"]
-        table.add_row(
-            str(out / f"{name}.dat"),
-            f"{info.width}×{info.height}",
-            str(info.maps),
-            str(info.details["frames"]),
-            "—" if error is None else f"{error:.2f}",
-        )
-    console.print(table)
-    warn_unreadable(unreadable)
+    run_maps(
+        MapRun(
+            run=run, out=out, inputs=input or [], mode=mode, sketches=sketches, alpha=alpha, scope=scope,
+            period=period, max_frames=max_frames, seed=seed, memory=memory, dtype=dtype, shard=shard, merge=merge,
+            scheduler=scheduler, shards=shards, codec=codec, qp=qp, size=size,
+        )  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 @app.command(
     help="""Encodes with real codecs, decodes, verifies and measures; resumes where it stopped.
 
     Modes compared: the codec alone, bilinear and Lanczos-4 down/up-sampling at each wrapper's ratio, and every
-    --wrapper given (a pair also with every method beside sse). Writes results.csv, manifest.json and report.html.
+    --run given (a pair also with every method beside sse). Writes results.csv, manifest.json and report.html.
     """
 )
 def evaluate(
     input: Annotated[
         list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, or folders. Repeatable.")
     ],
-    wrapper: Annotated[
-        list[str] | None,
-        typer.Option("--wrapper", "-w", help="Wrapper file, training folder, or shipped name. Repeatable."),
-    ] = None,
+    run: Annotated[list[str] | None, typer.Option("--run", "-r", help=f"{RUN} Repeatable.")] = None,
     codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x264,x265",
     methods: Annotated[
         str,
@@ -241,7 +237,7 @@ def evaluate(
     coders = encoders(split_words(codec))
     chosen = new_methods(split_words(methods), maps=map or [], alpha=alpha)
     clips, unreadable = open_clips(input, max_frames=max_frames)
-    networks = [load_wrapper(name)[0] for name in wrapper or ["post-1of2", "pair-1of2"]]
+    networks = [load_wrapper(name)[0] for name in run or ["post-1of2", "pair-1of2"]]
     modes = standard_modes(sorted({network.config.ratio for network in networks})) + [
         mode_of(network) for network in networks
     ]

@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 
 from jaxwrap.arrays import crop_to, size_of
+from jaxwrap.importance.weights import DEFAULT_ALPHA
 from jaxwrap.train.evaluate.modes import mode_of
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.fit.config import FitConfig, override
-from jaxwrap.train.maps import clip_maps, write_weights
+from jaxwrap.train.mapping.run import map_clips, prepare
 from jaxwrap.train.media import Clip, open_clips
 from jaxwrap.train.photographs import EVALUATION, FINE_TUNING, photograph_paths
 from jaxwrap.train.pictures import training_pictures
@@ -46,13 +47,10 @@ def run_demo(out: Path) -> int:
         + ", ".join(clip.name for clip in clips)
         + ", in one batch"
     )
-    maps = clip_maps(pair, clips, sketches=4, seed=0)
-    for clip, clip_map in zip(clips, maps, strict=True):
-        path = out / "maps" / f"{clip.name}.dat"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info = write_weights(path, [clip_map], mode="wa", receiver=f"post-processor of {PAIR}, fine-tuned", seed=0)
-        error = info.details["relative_standard_error_of_16x16_means"]
-        say(f"  {path}: {info.width}×{info.height}, relative standard error of 16×16 means {error:.2f}")
+    work = prepare(pair, clips, mode="wa", receiver=f"post-processor of {PAIR}, fine-tuned")
+    for item in map_clips(work, out / "maps", alpha=DEFAULT_ALPHA, scope="frame"):
+        error = item.info.details["relative_standard_error_of_16x16_means"]
+        say(f"  {item.path}: {item.info.width}×{item.info.height}, relative standard error of 16×16 means {error:.2f}")
 
     say("[bold]3 Encode[/] with x264 and x265, decode, verify, compare")
     modes = [*standard_modes([pair.config.ratio]), mode_of(post), mode_of(pair)]

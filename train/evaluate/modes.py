@@ -16,13 +16,13 @@ source, in every mode.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
 
+from jaxwrap.arrays import Frame
 from jaxwrap.methods.plan import Method
 from jaxwrap.parameters import named_parameters
 from jaxwrap.pipeline import Sandwich
@@ -35,6 +35,17 @@ BIT_DEPTH = 10
 
 MODE_BITS = 4
 """Bits that tell a decoder the mode, once per video (SNW section 4.1); the codec alone, used by itself, needs none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _PostAt:
+    """A wrapper's post-processor for originals of one (height, width)."""
+
+    wrapper: Wrapper
+    size: tuple[int, int]
+
+    def __call__(self, frame: Frame) -> Frame:
+        return self.wrapper.post(frame, size=self.size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,9 +73,8 @@ class Mode:
         return self.wrapper.pre_network is not None and self.wrapper.post_network is not None
 
     def sandwich(self, height: int, width: int) -> Sandwich:
-        """The mode for pictures of this size."""
-        post = functools.partial(self.wrapper.post, size=(height, width))
-        return Sandwich(self.wrapper.pre, post, BIT_DEPTH)
+        """The mode for pictures of this size; equal for the same wrapper and size, so that both are compiled once."""
+        return Sandwich(self.wrapper.pre, _PostAt(self.wrapper, (height, width)), BIT_DEPTH)
 
 
 def mode_of(wrapper: Wrapper) -> Mode:
