@@ -52,17 +52,7 @@ class Jacobian:
 
         Outputs in the order of the flattened tree, samples plane by plane, both in raster order.
         """
-        sizes = [p.shape[1] * p.shape[2] for p in self.z.planes]
-        columns = []
-        for index in range(sum(sizes)):
-            unit = np.zeros(sum(sizes))
-            unit[index] = 1.0
-            parts = np.split(unit, np.cumsum(sizes)[:-1])
-            planes = [
-                np.broadcast_to(u.reshape(p.shape[1:]), p.shape) for u, p in zip(parts, self.z.planes, strict=True)
-            ]
-            columns.append(flatten(self.mv(frame_of(planes))))
-        return jnp.stack(columns, axis=2)
+        return _matrix(self.receiver, self.z, self.root)
 
     def _tangent(self, q: Frame) -> Frame:
         shapes = [tuple(p.shape) for p in self.z.planes]
@@ -214,6 +204,18 @@ def flatten(tree: Any) -> jax.Array:
 def _forward(function: jax.tree_util.Partial, z: Frame, root: Any, q: Frame) -> Any:
     _, tangent = jax.jvp(lambda frame: function(frame), (z,), (q,))
     return jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), tangent, root)
+
+
+@jax.jit
+def _matrix(function: jax.tree_util.Partial, z: Frame, root: Any) -> jax.Array:
+    sizes = [p.shape[1] * p.shape[2] for p in z.planes]
+
+    def column(unit: jax.Array) -> jax.Array:
+        parts = jnp.split(unit, np.cumsum(sizes)[:-1])
+        planes = [jnp.broadcast_to(u.reshape(1, *p.shape[1:]), p.shape) for u, p in zip(parts, z.planes, strict=True)]
+        return flatten(_forward(function, z, root, frame_of(planes)))
+
+    return jax.vmap(column, out_axes=2)(jnp.eye(sum(sizes), dtype=z.y.dtype))
 
 
 @jax.jit
