@@ -70,7 +70,7 @@ def rd_figure(curves: Curves, quality_label: str) -> bytes:
         _rate_axis(top, label=False)
         _rate_axis(bottom)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def sequences_figure(curves: Curves, fronts: Curves, quality_label: str) -> tuple[bytes, int]:
@@ -96,7 +96,7 @@ def sequences_figure(curves: Curves, fronts: Curves, quality_label: str) -> tupl
                 axis.set_ylabel(quality_label, fontsize=8)
             _rate_axis(axis, label=row == len(shown) - 1)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    return _png(figure), len(names) - len(shown)
+    return png(figure), len(names) - len(shown)
 
 
 def importance_figure(source: np.ndarray, weights: np.ndarray, title: str) -> bytes:
@@ -135,7 +135,7 @@ def importance_figure(source: np.ndarray, weights: np.ndarray, title: str) -> by
         axis.set_axis_off()
     figure.colorbar(shown, ax=axes, shrink=0.8, label="log₂ w  (−3 log₂ w = QP offset)")
     figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return png(figure)
 
 
 def bits_figure(decoded: Mapping[str, np.ndarray], step: float, title: str) -> bytes:
@@ -160,7 +160,7 @@ def bits_figure(decoded: Mapping[str, np.ndarray], step: float, title: str) -> b
     for axis in axes:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return png(figure)
 
 
 def block_bits(luma: np.ndarray, step: float) -> np.ndarray:
@@ -222,7 +222,8 @@ def _block_means(plane: np.ndarray, side: int) -> np.ndarray:
     return total / np.outer(np.diff([*rows, h]), np.diff([*columns, w]))
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=_DPI)
     return content.getvalue()

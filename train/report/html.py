@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from jaxwrap.codec import quantiser_step
 from jaxwrap.codecs.files import write_atomically
@@ -30,6 +27,7 @@ from jaxwrap.train.report.curves import (
     winners,
 )
 from jaxwrap.train.report.figures import bits_figure, importance_figure, rd_figure, sequences_figure
+from jaxwrap.train.report.page import embedded, render_page
 
 
 def read_results(results: Sequence[Path]) -> list[Point]:
@@ -59,15 +57,16 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
     label = QUALITIES["psnr_yuv"][0]
     every_sequence, left_out = sequences_figure(curves, fronts, label)
     manifest = _read_json(folder / "manifest.json") or {}
-    page = _template().render(
+    page = render_page(
+        "report.html.jinja",
         title=", ".join(sorted({point.dataset for point in points})),
         points=points,
         sequences=list(dict.fromkeys(point.sequence for point in points)),
         codecs=list(dict.fromkeys(f"{point.codec} ({point.codec_version})" for point in points)),
         qps=sorted({point.qp for point in points}),
         unverified=sum(not point.verified for point in points),
-        rd=_embedded(rd_figure(curves, label)),
-        every_sequence=_embedded(every_sequence),
+        rd=embedded(rd_figure(curves, label)),
+        every_sequence=embedded(every_sequence),
         sequences_left_out=left_out,
         tables=_tables(rows, points),
         low_overlap=LOW_OVERLAP,
@@ -175,7 +174,7 @@ def _pictures(path: Path) -> dict[str, Any] | None:
     maps = [
         {
             "method": name,
-            "image": _embedded(
+            "image": embedded(
                 importance_figure(arrays["source"], arrays[f"weights/{name}"], f"Weights of {name}: {where}")
             ),
         }
@@ -188,7 +187,7 @@ def _pictures(path: Path) -> dict[str, Any] | None:
     return {
         "about": about,
         "maps": maps,
-        "bits": _embedded(bits_figure(decoded, step, title)),
+        "bits": embedded(bits_figure(decoded, step, title)),
         "step": f"{step:.1f}",
         "real_bits": [{"method": name, "bits": int(arrays[f"bits/{name}"][0])} for name in names],
     }
@@ -223,14 +222,3 @@ def _read_json(path: Path) -> Any:
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); move it away to report without it") from error
-
-
-def _embedded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _template() -> Any:
-    text = (resources.files("jaxwrap.train.report") / "report.html.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        text
-    )
