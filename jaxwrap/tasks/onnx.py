@@ -43,7 +43,8 @@ def onnx_network(
       outputs: names of any tensors of the graph, see `tensor_shapes`; default: its own outputs. Nodes that these do not
         need are neither run nor looked at.
       dtype: real type of weights and activations: float32, bfloat16, or float64 (with JAX's x64). Outputs come back as
-        float32, or float64.
+        float32, or float64. bfloat16 changes YOLOX-nano's features by 3 … 7 % and its scores by 5 % (norms, one COCO
+        picture); 16×16 block means of the map of the scores then correlate .99 with float32's (8 equal sketches).
 
     Raises:
       ValueError: unknown operators (all listed), unknown outputs, tensors that nothing makes, NaN among the weights,
