@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames
-from jaxwrap.importance.maps import ImportanceMap, importance_map
+from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map
 from jaxwrap.importance.receiver import Metric
-from jaxwrap.importance.sketch import SketchKind, check_sketch
+from jaxwrap.importance.sketch import SketchKind, TopDct, check_sketch
 from jaxwrap.importance.weights import (
     DEFAULT_ALPHA,
     MapError,
@@ -32,25 +32,30 @@ from jaxwrap.methods.plan import Plan
 class Wa:
     """Sketched importance map of each frame → weights w of the distortion Σ w q².
 
-    ``sketches``, ``metric``, ``sketch``: as in `importance_map`. ``alpha``, ``scope``: as in `importance_weights`.
-    ``clips``: number of frames of each clip in the batch; None: all are one clip. ``map``: maps made before
-    (`ImportanceMap` or its h, one per frame or 1 for all), used instead of new ones: neither receiver nor key is then
-    looked at.
+    ``sketches``, ``metric``, ``sketch``, ``target_error``, ``max_sketches``, ``control``, ``memory_budget``,
+    ``devices``: as in `importance_map`. ``alpha``, ``scope``: as in `importance_weights`. ``clips``: number of frames
+    of each clip in the batch; None: all are one clip. ``map``: maps made before (`ImportanceMap` or its h, one per
+    frame or 1 for all), used instead of new ones: neither receiver nor key is then looked at.
     """
 
     name: ClassVar[str] = "wa"
     weights_as: ClassVar[Literal["distortion"]] = "distortion"
 
-    sketches: int = 4
+    sketches: int | Literal["auto"] = 4
     metric: Metric = None
-    sketch: SketchKind = "rademacher"
+    sketch: SketchKind | TopDct = "rademacher"
+    target_error: float = 0.05
+    max_sketches: int = 64
+    control: ControlVariate | None = None
+    memory_budget: int | None = None
+    devices: Sequence[jax.Device] | None = None
     alpha: float = DEFAULT_ALPHA
     scope: Scope = "frame"
     clips: tuple[int, ...] | None = None
     map: ImportanceMap | Frame | None = None
 
     def __post_init__(self) -> None:
-        check_sketch(self.sketch, self.sketches)
+        check_sketch(self.sketch, self.max_sketches if self.sketches == "auto" else self.sketches)
         check_weighting(self.alpha, self.scope)
 
     @property
@@ -88,6 +93,11 @@ class Wa:
             metric=self.metric,
             sketch=self.sketch,
             frame_offset=frame_offset,
+            target_error=self.target_error,
+            max_sketches=self.max_sketches,
+            control=self.control,
+            memory_budget=self.memory_budget,
+            devices=self.devices,
         ).h
 
 

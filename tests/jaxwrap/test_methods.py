@@ -11,7 +11,7 @@ import pytest
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.codec import EncodeRequest, EncodeResult, Weights, intra_period
 from jaxwrap.codecs.proxy import ProxyCodec
-from jaxwrap.importance import MapError, importance_map, importance_weights, yuv_metric
+from jaxwrap.importance import MapError, TopDct, importance_map, importance_weights, yuv_metric
 from jaxwrap.methods import Calibrated, Dqp, Fwa, Iwa, Refine, Sse, Wa, refine_samples
 from jaxwrap.pipeline import Sandwich
 
@@ -179,6 +179,16 @@ def test_dqp_keeps_importance_between_frames_where_the_weights_have_it() -> None
     np.testing.assert_allclose(np.asarray(Dqp(2.0).offsets(w).planes.y)[:, 0, 0], [0.25, 4.0], rtol=1e-6)
     with pytest.raises(ValueError, match="strength -1"):
         Dqp(-1)
+
+
+def test_wa_passes_on_how_many_sketches_a_map_takes() -> None:
+    z = samples()
+    options: dict[str, Any] = {"sketches": "auto", "target_error": 0.2, "max_sketches": 8, "sketch": TopDct(20)}
+    found = Wa(alpha=0.0, **options).plan(blur, z, KEY).weights.planes.y
+    expected = importance_weights(importance_map(blur, z, key=KEY, **options), alpha=0.0).planes.y
+    np.testing.assert_array_equal(found, expected)
+    four = importance_weights(importance_map(blur, z, key=KEY), alpha=0.0).planes.y
+    assert not np.allclose(found, four)
 
 
 @pytest.mark.parametrize("bad", [{"alpha": -1.0}, {"scope": "clip"}, {"sketches": 0}])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
-import importlib
 import json
 import os
 import signal
@@ -23,100 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwrap.arrays import Frame, Yuv420
+from jaxwrap.arrays import Frame
 from jaxwrap.codec import EncodeRequest, Weights
-from jaxwrap.codecs.proxy import ProxyCodec
 from jaxwrap.codecs.x26x import X26x
-from jaxwrap.importance import yuv_metric
-from jaxwrap.importance.gram import PlaneScale
-from jaxwrap.methods import Plan, Sse, Wa, parse_method
+from jaxwrap.methods import Plan, Sse
 from jaxwrap.metrics.distortion import mean_psnr
-from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
+from jaxwrap.samples import change_bit_depth
 from jaxwrap.train.evaluate import sweep as sweep_module
 from jaxwrap.train.evaluate.cache import Cache
 from jaxwrap.train.evaluate.modes import MODE_BITS, Mode, codec_mode, combinations, linear_mode, mode_of
-from jaxwrap.train.evaluate.options import fields_of, method_options, with_fields
+from jaxwrap.train.evaluate.options import method_options
 from jaxwrap.train.evaluate.points import TIMINGS, read_points
 from jaxwrap.train.evaluate.stopwatch import Stopwatch
 from jaxwrap.train.evaluate.sweep import SweepResult, run_sweep
 from jaxwrap.wrappers.switchable import PostConfig, PreConfig, WrapperConfig, wrapper_from_config
-
-# Workers import the codec by name, so it lives in a module of its own on their path.
-STAND_IN = '''
-import dataclasses, os, sys, time
-from fractions import Fraction
-from pathlib import Path
-import numpy as np
-from jaxwrap.arrays import Yuv420
-from jaxwrap.codec import EncodeResult
-
-@dataclasses.dataclass(frozen=True)
-class CoarseCodec:
-    """Rounds samples to multiples of the step; bits grow with the differences of neighbours. Logs every call."""
-    log: str
-    name: str = "coarse"
-    version: str = "1"
-    delay_s: float = 0.0
-    fails_at: float = -1
-    dies_at: float = -1
-
-    def check(self, size, request):
-        if request.preset is not None:
-            raise ValueError(f"{self.name} has no presets")
-
-    def encode(self, frames, request):
-        with open(self.log, "a") as file:
-            file.write(f"{os.getpid()} {request.qp:g} {frames.y.shape[2]}\\n")
-        time.sleep(self.delay_s)
-        if request.qp == self.fails_at:
-            raise RuntimeError(f"no stream at QP {request.qp:g}")
-        if request.qp == self.dies_at:
-            os._exit(3)
-        step = 2 ** ((request.qp - 4) / 6) * 4
-        if request.weights is not None:
-            assert all(isinstance(p, np.ndarray) for p in request.weights.planes.planes)
-            step = step / np.sqrt(request.weights.planes.y.mean((1, 2)))[:, None, None]
-        levels = [np.round(p / step) for p in frames.planes]
-        bits = sum(np.ceil(np.log2(1 + abs(np.diff(l, axis=2, prepend=0)))).sum((1, 2)) for l in levels) + 80
-        decoded = [np.clip(np.round(l * step), 0, 1023).astype(np.uint16) for l in levels]
-        command = f"coarse --qp {request.qp:g}"
-        return EncodeResult(Yuv420(*decoded), bits, header_bits=80, seconds=0.25, command=command)
-
-@dataclasses.dataclass
-class Clip:
-    name: str
-    frames: Yuv420
-    bit_depth: int
-    fps: float
-
-def clips():
-    made = []
-    for i, name in enumerate(("lake", "hill", "tree")):
-        rng = np.random.default_rng(i)
-        y, u, v = (np.cumsum(rng.integers(-9, 10, (2, h, w)), 2) + 128 for h, w in ((16, 24), (8, 12), (8, 12)))
-        made.append(Clip(name, Yuv420(*(np.clip(p, 0, 255).astype(np.uint8) for p in (y, u, v))), 8, 50.0))
-    return made
-
-def sweep(folder, delay_s):
-    from jaxwrap.methods.sse import Sse
-    from jaxwrap.train.evaluate.modes import codec_mode, linear_mode
-    from jaxwrap.train.evaluate.sweep import run_sweep
-    folder = Path(folder)
-    modes = [codec_mode(), linear_mode("bilinear", Fraction(1, 2))]
-    codec = CoarseCodec(str(folder / "log"), delay_s=delay_s)
-    return run_sweep(clips(), modes, [codec], [22, 27, 32, 37, 42], [Sse()], folder / "out", processes=2)
-
-if __name__ == "__main__":
-    sweep(sys.argv[1], 0.15)
-'''
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    (tmp_path / "stand_in_codec.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("stand_in_codec", None)
-    return importlib.import_module("stand_in_codec")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -493,110 +412,6 @@ def test_method_options_are_json_whatever_they_hold() -> None:
     assert options["map"] != method_options(Odd(map=np.zeros(3)))["map"]
     with pytest.raises(ValueError, match="cannot be written into a results row"):
         method_options(Odd(metric=object()))
-
-
-def test_options_of_a_chain_are_by_stage_and_leave_out_what_the_sweep_sets() -> None:
-    scale = PlaneScale((1.0, 0.5, 0.5))
-    chain = parse_method("fold+refine:encoder+iwa+dqp", {"fold": {"transform": scale}, "refine:encoder": REFINE})
-    options = json.loads(json.dumps(method_options(chain)))
-    assert list(options) == ["fold", "refine:encoder", "iwa", "dqp"]
-    assert options["fold"] == {"transform": {"type": "PlaneScale", "scales": [1.0, 0.5, 0.5], "bit_depth": 10}}
-    assert options["dqp"] == {"strength": 1.0}
-    assert not {"qp", "target", "clips", "period", "encoder", "request"} & {*options["refine:encoder"], *options["iwa"]}
-    assert {"qp", "period", "encoder", "strength"} <= fields_of(chain)
-    changed = with_fields(chain, {"period": 5, "qp": 40.0, "clips": (1, 2), "unknown": 0})
-    assert changed.name == chain.name
-    _, refine, iwa, _ = changed.stages
-    assert (refine.qp, refine.clips, iwa.period, iwa.clips) == (40.0, (1, 2), 5, (1, 2))
-    assert method_options(changed) == method_options(chain)
-
-
-REFINE = {"codec": ProxyCodec(rate_scale=2.0), "qp": 0.0, "metric": yuv_metric}
-
-
-def test_weights_that_no_encoder_takes_are_refused_before_anything_runs(tmp_path: Path, stand_in: ModuleType) -> None:
-    clips = [bigger(stand_in.clips()[0])]
-    modes, codecs = [codec_mode(), small_wrapper()], [X26x("x265")]
-    with pytest.raises(
-        ValueError,
-        match=r"lake in mode wrapper-1/2 with method wa: .*x265 takes them as QP offsets only.*wa\+dqp instead",
-    ):
-        run_sweep(clips, modes, codecs, [32], [Sse(), Wa()], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def bigger(clip: Any, scale: int = 6) -> Any:
-    """The clip with samples repeated, 144 × 96: the encoders take its half."""
-    frames = jax.tree.map(lambda p: p.repeat(scale, 1).repeat(scale, 2), clip.frames)
-    return dataclasses.replace(clip, frames=frames)
-
-
-def test_chains_maps_and_folds_run_through_a_real_encoder_and_are_undone(tmp_path: Path, stand_in: ModuleType) -> None:
-    """Two clips of 2 frames as one batch; every row recomputed by `Sandwich` on its clip alone."""
-    clips = [bigger(clip) for clip in stand_in.clips()[:2]]
-    mode, codec = small_wrapper(), X26x("x265")
-    scale, rng = PlaneScale((1.0, 0.5, 0.75)), np.random.default_rng(0)
-    h = Yuv420(*(rng.exponential(1, s).astype(np.float32) for s in ((1, 48, 72), (1, 24, 36), (1, 24, 36))))
-    options = {
-        "fold": {"transform": scale},
-        "fwa": {"map": h, "alpha": 0.0},
-        "refine:encoder": {**REFINE, "steps": 2, "rounds": 1},
-    }
-    methods = [parse_method(name, options) for name in ("sse", "fold", "fold+fwa+dqp", "refine:encoder")]
-    result = run_sweep(clips, [mode], [codec], [27, 42], methods, tmp_path / "out", processes=1)
-    assert result.failures == []
-    assert all(point.verified for point in result.points)
-    found = {(p.sequence, p.method, p.qp): p for p in result.points}
-    assert len(found) == 2 * 4 * 2
-    for clip in clips:
-        source = change_bit_depth(clip.frames, 8, 10)
-        sandwich = mode.sandwich(96, 144)
-        for method in methods[:3]:
-            request = EncodeRequest(42.0, fps=clip.fps)
-            coded = sandwich(normalise(source, 10), codec, request, method=method)
-            point = found[clip.name, method.name, 42.0]
-            received = to_integers(denormalise(coded.frames, 10), 10)
-            assert point.bits == int(np.sum(coded.result.bits)) + MODE_BITS
-            # Rounding of samples that lie between two integers differs between one batch and another.
-            assert point.psnr_yuv == pytest.approx(mean_psnr(source, received, 10)[1], abs=2e-3)
-    # Undone: chroma was halved before the encoder, and is in its place again behind it.
-    fold, plain = found["lake", "fold", 27.0], found["lake", "sse", 27.0]
-    assert abs(fold.psnr_yuv - plain.psnr_yuv) < 3
-    assert (found["lake", "fold", 42.0].bits, fold.bits) < (found["lake", "sse", 42.0].bits, plain.bits)
-
-
-@dataclasses.dataclass(frozen=True)
-class Listener:
-    """Notes what a sweep set, one entry per plan."""
-
-    seen: ClassVar[list[Any]] = []
-    name: ClassVar[str] = "listener"
-    draws: ClassVar[bool] = False
-    weights_as: ClassVar[None] = None
-    period: Any = 0
-    clips: Any = None
-    encoder: Any = None
-    request: Any = None
-
-    def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None) -> Plan:
-        Listener.seen.append((self.period, self.clips, self.encoder.name, self.request))
-        return Plan(z)
-
-
-def test_the_sweep_tells_methods_the_encoder_and_where_its_i_pictures_are(tmp_path: Path, stand_in: ModuleType) -> None:
-    Listener.seen.clear()
-    first, second, third = stand_in.clips()
-    clips = [first, second, dataclasses.replace(third, fps=100.0)]
-    codecs = [stand_in.CoarseCodec(str(tmp_path / "log"), name=name) for name in ("one", "two")]
-    run_sweep(
-        clips, [small_wrapper()], codecs, [22], [Listener()], tmp_path / "out", processes=1, config="randomaccess"
-    )
-    expected = [
-        (period, lengths, name, EncodeRequest(22.0, "randomaccess", 10, fps))
-        for period, lengths, fps in ((48, (2, 2), 50.0), (96, (2,), 100.0))
-        for name in ("one", "two")
-    ]
-    assert Listener.seen == expected
 
 
 def test_the_stopwatch_leaves_compilation_out() -> None:

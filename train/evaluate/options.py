@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxwrap.methods import Chain, Method, stages_of
 
-SET_BY_SWEEP = ("qp", "target", "clips", "period", "encoder", "request")
+SET_BY_SWEEP = ("qp", "target", "clips", "period", "encoder", "request", "memory_budget")
 """Fields of methods that a sweep sets: to each QP, the original frames, the clips' lengths, the distance of the
-encoder's I pictures, the encoder, and what is asked of it. All but the target are in the rows' keys as settings of the
-sweep; the target is its clips."""
+encoder's I pictures, the encoder, what is asked of it, and, for long clips, the memory that maps may take. All that
+figures depend on is in the rows' keys, as settings and clips of the sweep."""
 
-NOT_IN_RESULTS = (*SET_BY_SWEEP, "memory_budget", "devices")
-"""Fields that are no options of a row: the same figures come out whatever they are."""
+NOT_IN_RESULTS = (*SET_BY_SWEEP, "devices")
+"""Fields that are no options of a row."""
 
 
 def fields_of(method: Method) -> set[str]:

@@ -57,6 +57,9 @@ from jaxwrap.train.evaluate.workers import Workers
 PIXELS_PER_BATCH = 8_000_000
 """Luma samples of originals that a method sees at once (a clip is never divided)."""
 
+MEMORY_BUDGET = 3 << 30
+"""Bytes that the maps of a clip longer than that may take at once: it is then mapped a few frames at a time."""
+
 PIXELS_PER_CALL = 4_000_000
 """Luma samples of originals that a pre- or post-processor sees at once: bounds memory at any length of clip."""
 
@@ -383,6 +386,8 @@ class _Sweep:
             "encoder": row.codec,
             "request": self._request(row),
         }
+        if total * size[0] * size[1] > PIXELS_PER_BATCH:
+            values["memory_budget"] = MEMORY_BUDGET
         if "target" in fields:
             values["target"] = normalise(jax.tree.map(jnp.asarray, samples), BIT_DEPTH)
         method = with_fields(method, values)
