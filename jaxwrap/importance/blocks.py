@@ -11,9 +11,29 @@ BLOCK = 16
 """Side, in luma samples, of the blocks whose mean has a standard error of its own (an encoder acts on such blocks)."""
 
 
+def fixed_sum(x: jax.Array, axis: int) -> jax.Array:
+    """Sum along an axis, by halves: in an order that does not depend on the other axes.
+
+    A compiler chooses the order of an ordinary sum by the array's whole shape: the bytes would change with the batch.
+    """
+    x = jnp.moveaxis(x, axis, 0)
+    size = 1 << (x.shape[0] - 1).bit_length()
+    x = jnp.pad(x, ((0, size - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
+    while size > 1:
+        size //= 2
+        x = x[:size] + x[size:]
+    return x[0]
+
+
+def frame_sum(plane: jax.Array) -> jax.Array:
+    """Sum of each picture of a plane, ``[N]``."""
+    return fixed_sum(fixed_sum(plane, 1), 1)
+
+
+@jax.jit
 def frame_mean(frame: Frame) -> jax.Array:
-    """Mean over all samples of all planes of each picture, ``[N]``."""
-    total = sum(jnp.sum(jnp.asarray(p), (1, 2)) for p in frame.planes)
+    """Mean over all samples of all planes of each picture, ``[N]``; does not depend on the batch, to the last bit."""
+    total = sum(frame_sum(jnp.asarray(p)) for p in frame.planes)
     return total / sum(p.shape[1] * p.shape[2] for p in frame.planes)
 
 
@@ -24,10 +44,13 @@ def block_means(frame: Frame) -> Frame:
     """
     height, width = size_of(frame)
     rows, cols = -(-height // BLOCK), -(-width // BLOCK)
-    padded = pad_to(frame, rows * BLOCK, cols * BLOCK)
-    return jax.tree.map(
-        lambda p: p.reshape(p.shape[0], rows, p.shape[1] // rows, cols, p.shape[2] // cols).mean((2, 4)), padded
-    )
+
+    def means(plane: jax.Array) -> jax.Array:
+        n, h, w = plane.shape
+        blocks = plane.reshape(n, rows, h // rows, cols, w // cols)
+        return fixed_sum(fixed_sum(blocks, 4), 2) / (h // rows * (w // cols))
+
+    return jax.tree.map(means, pad_to(frame, rows * BLOCK, cols * BLOCK))
 
 
 def spread_blocks(blocks: Frame, like: Frame) -> Frame:

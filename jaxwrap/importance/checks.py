@@ -85,14 +85,23 @@ def finite_frames(tree: Any) -> jax.Array:
 
 def refuse(bad: jax.Array | np.ndarray, what: str, frame_offset: int) -> None:
     """Raises for the flagged frames, named by their numbers in the sequence; nothing is known while tracing."""
-    if isinstance(bad, jax.core.Tracer) or not bad.any():
+    if isinstance(bad, jax.core.Tracer) or not (flags := np.asarray(bad)).any():
         return
-    numbers = [str(int(i) + frame_offset) for i in np.flatnonzero(bad)]
+    numbers = [str(int(i) + frame_offset) for i in np.flatnonzero(flags)]
     listed = ", ".join(numbers[:8]) + (" …" if len(numbers) > 8 else "")
     raise ValueError(f"{what} frame{'s' if len(numbers) > 1 else ''} {listed}")
 
 
 _KNOWN_INDEPENDENT: set[Any] = set()
+
+
+@jax.jit
+def _every_other_spoilt(z: Frame) -> Frame:
+    def spoil(plane: jax.Array) -> jax.Array:
+        odd = (jnp.arange(plane.shape[0]) % 2 == 1)[:, None, None]
+        return jnp.where(odd, jnp.asarray(jnp.nan, plane.dtype), plane)
+
+    return jax.tree.map(spoil, z)
 
 
 def check_independence(
@@ -111,11 +120,7 @@ def check_independence(
     if known in _KNOWN_INDEPENDENT:
         return
 
-    def poison(plane: jax.Array) -> jax.Array:
-        odd = (jnp.arange(plane.shape[0]) % 2 == 1)[:, None, None]
-        return jnp.where(odd, jnp.asarray(jnp.nan, plane.dtype), plane)
-
-    spoilt = ~np.asarray(finite_output(jax.tree.map(poison, z)))
+    spoilt = ~np.asarray(finite_output(_every_other_spoilt(z)))
     spoilt[1::2] = False
     refuse(
         spoilt,

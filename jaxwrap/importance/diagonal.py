@@ -7,15 +7,16 @@ unrolled loop compiles anew for every number of sketches. The linearisation cros
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwrap.arrays import Frame
-from jaxwrap.importance.blocks import block_means, frame_mean, spread_blocks
+from jaxwrap.importance.blocks import block_means, frame_mean, frame_sum, spread_blocks
 from jaxwrap.importance.checks import finite_frames
 from jaxwrap.importance.sketch import SketchKind, TopDct, accumulator_dtype, sketch_row
 
@@ -38,23 +39,71 @@ class OutputShape:
         return jax.tree.unflatten(self.structure, self.leaves)
 
 
+FRAMES = "frames"
+"""Name of the mesh axis that a batch is spread over."""
+
+_SPREAD, _WHOLE = PartitionSpec(FRAMES), PartitionSpec()
+
+
+def _on_each(local: Callable[..., Any], sharding: NamedSharding | None, specs: Any) -> Callable[..., Any]:
+    """``local`` on each device's own frames: the program of one device, so the bytes of one device."""
+    if sharding is None:
+        return local
+    return jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=_SPREAD, check_vma=False)
+
+
+def _root_specs(root: Any) -> Any:
+    return jax.tree.map(lambda weight: _SPREAD if weight.shape[0] > 1 else _WHOLE, root)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Linearised:
-    """r at z: its pullback, what a `TopDct` keeps of r(z), and which frames of z and of r(z) are finite."""
+    """r at z: its pullback, what a `TopDct` keeps of r(z), and which frames of z and of r(z) are finite.
+
+    Spread over devices, each array's leading axis joins what the devices hold, also where that is no axis of frames;
+    ``scalars`` numbers the leaves of the pullback that got such an axis for the purpose.
+    """
 
     pullback: Any
     kept: Any
     finite_z: jax.Array
     finite_output: jax.Array
+    scalars: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def with_axes(self) -> Linearised:
+        """Every array of the pullback with one axis or more."""
+        leaves, structure = jax.tree.flatten(self.pullback)
+        scalars = tuple(i for i, leaf in enumerate(leaves) if leaf.ndim == 0)
+        pullback = jax.tree.unflatten(structure, [leaf[None] if leaf.ndim == 0 else leaf for leaf in leaves])
+        return dataclasses.replace(self, pullback=pullback, scalars=scalars)
+
+    def pull(self, cotangent: Any) -> Frame:
+        """Jᵀ times a cotangent of the output."""
+        leaves, structure = jax.tree.flatten(self.pullback)
+        leaves = [leaf[0] if i in self.scalars else leaf for i, leaf in enumerate(leaves)]
+        (gradient,) = jax.tree.unflatten(structure, leaves)(cotangent)
+        return gradient
 
 
-@partial(jax.jit, static_argnames="kind")
-def linearise(function: jax.tree_util.Partial, z: Frame, root: Any, *, kind: SketchKind | TopDct) -> Linearised:
+@partial(jax.jit, static_argnames=("kind", "sharding"))
+def linearise(
+    function: jax.tree_util.Partial,
+    z: Frame,
+    root: Any,
+    *,
+    kind: SketchKind | TopDct,
+    sharding: NamedSharding | None = None,
+) -> Linearised:
     """One forward pass that all sketches share."""
-    y, pullback = jax.vjp(lambda frame: function(frame), z)
-    kept = kind.select(_weighted(y, root)) if isinstance(kind, TopDct) else None
-    return Linearised(pullback, kept, finite_frames(z), finite_frames(y))
+
+    def local(function: jax.tree_util.Partial, z: Frame, root: Any) -> Linearised:
+        y, pullback = jax.vjp(lambda frame: function(frame), z)
+        kept = kind.select(_weighted(y, root)) if isinstance(kind, TopDct) else None
+        point = Linearised(pullback, kept, finite_frames(z), finite_frames(y))
+        return point if sharding is None else point.with_axes()
+
+    return _on_each(local, sharding, (_WHOLE, _SPREAD, _root_specs(root)))(function, z, root)
 
 
 def _weighted(output: Any, root: Any) -> Any:
@@ -85,8 +134,9 @@ class Moments:
     def add(self, x: Frame, control: Frame | None, count: jax.Array) -> Moments:
         """Includes x as value number ``count`` (from 1)."""
 
+        # Factors, not divisors: a compiler may turn division by a scalar into a product with its rounded inverse.
         def add_mean(mean: jax.Array, value: jax.Array) -> jax.Array:
-            return mean + (value - mean) / count.astype(value.dtype)
+            return mean + (value - mean) * (1 / count.astype(value.dtype))
 
         def add_product(total: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
             n = count.astype(total.dtype)
@@ -121,7 +171,7 @@ class Moments:
 
         def error(v: jax.Array) -> jax.Array:
             n = count.astype(v.dtype)
-            return jnp.sqrt(v / (n * (n - 1)))
+            return jnp.sqrt(v * (1 / (n * (n - 1))))
 
         return mean, jax.tree.map(error, variance)
 
@@ -131,8 +181,8 @@ class Moments:
         _, square, product = self.control
 
         def slope(ac: jax.Array, cc: jax.Array) -> jax.Array:
-            total = jnp.sum(cc, (1, 2), keepdims=True)
-            return jnp.where(total > 0, jnp.sum(ac, (1, 2), keepdims=True) / jnp.where(total > 0, total, 1), 0)
+            total = frame_sum(cc)
+            return jnp.where(total > 0, frame_sum(ac) / jnp.where(total > 0, total, 1), 0)[:, None, None]
 
         return [slope(ac, cc) for ac, cc in zip(product.planes, square.planes, strict=True)]
 
@@ -142,14 +192,17 @@ State = tuple[Moments, Moments]
 
 
 @partial(jax.jit, static_argnames=("controlled", "sharding"))
-def start(z: Frame, *, controlled: bool, sharding: jax.sharding.Sharding | None) -> State:
-    """The statistics of no sketch yet, laid out like z (their values alone would not say how)."""
-    h = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator_dtype(p.dtype)), z)
-    state = Moments.zeros(h, controlled), Moments.zeros(block_means(h), controlled)
-    return state if sharding is None else jax.lax.with_sharding_constraint(state, sharding)
+def start(z: Frame, *, controlled: bool, sharding: NamedSharding | None = None) -> State:
+    """The statistics of no sketch yet."""
+
+    def local(z: Frame) -> State:
+        h = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator_dtype(p.dtype)), z)
+        return Moments.zeros(h, controlled), Moments.zeros(block_means(h), controlled)
+
+    return _on_each(local, sharding, (_SPREAD,))(z)
 
 
-@partial(jax.jit, static_argnames=("kind", "like"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("kind", "like", "sharding"), donate_argnames="state")
 def add_sketch(
     at: tuple[Linearised, ...],
     state: State,
@@ -160,20 +213,33 @@ def add_sketch(
     *,
     kind: SketchKind | TopDct,
     like: OutputShape,
+    sharding: NamedSharding | None = None,
 ) -> State:
-    """Adds (Jᵀ M^½ s)² of sketch ``index`` to the running statistics; ``at``: z, and the reference of a control."""
-    s = sketch_row(key, index, like.tree(), kind=kind, frame_offset=offsets, kept=at[0].kept)
-    cotangent = _weighted(s, root)
+    """Adds (Jᵀ M^½ s)² of sketch ``index`` to the running statistics.
 
-    def squared(point: Linearised) -> Frame:
-        (gradient,) = point.pullback(cotangent)
-        return jax.tree.map(lambda g: g.astype(accumulator_dtype(g.dtype)) ** 2, gradient)
+    ``at``: z, and the reference of a control variate. ``offsets``: what takes a frame's place among its device's frames
+    to its number in the sequence, ``[N]``. ``like``: the output for one device's frames.
+    """
 
-    x = squared(at[0])
-    control = squared(at[1]) if len(at) > 1 else None
-    count = jnp.asarray(index) + 1
-    blocks = block_means(x), None if control is None else block_means(control)
-    return state[0].add(x, control, count), state[1].add(*blocks, count)
+    def local(
+        at: tuple[Linearised, ...], state: State, key: jax.Array, index: jax.Array, offsets: jax.Array, root: Any
+    ) -> State:
+        s = sketch_row(key, index, like.tree(), kind=kind, frame_offset=offsets, kept=at[0].kept)
+        cotangent = _weighted(s, root)
+
+        def squared(point: Linearised) -> Frame:
+            # Behind the barrier, squares are rounded once: no compiler folds them into the sums that follow, or not.
+            return jax.lax.optimization_barrier(
+                jax.tree.map(lambda g: g.astype(accumulator_dtype(g.dtype)) ** 2, point.pull(cotangent))
+            )
+
+        x = squared(at[0])
+        control = squared(at[1]) if len(at) > 1 else None
+        blocks = block_means(x), None if control is None else block_means(control)
+        return state[0].add(x, control, index + 1), state[1].add(*blocks, index + 1)
+
+    specs = (_SPREAD, _SPREAD, _WHOLE, _WHOLE, _SPREAD, _root_specs(root))
+    return _on_each(local, sharding, specs)(at, state, key, jnp.asarray(index), offsets, root)
 
 
 @jax.tree_util.register_dataclass
@@ -191,37 +257,43 @@ class Diagonal:
     alive: jax.Array
 
 
+@jax.jit
 def relative_block_error(block_standard_error: Frame, h: Frame) -> jax.Array:
     """Root mean square of the block errors over the mean of h, all planes together, ``[N]``."""
     planes = block_standard_error.planes
-    square = sum(jnp.sum(p * p, (1, 2)) for p in planes) / sum(p.shape[1] * p.shape[2] for p in planes)
+    square = sum(frame_sum(p * p) for p in planes) / sum(p.shape[1] * p.shape[2] for p in planes)
     return jnp.sqrt(square) / frame_mean(h)
 
 
-@jax.jit
-def finish(state: State, count: Any, known: Frame | None, beta: Any) -> Diagonal:
+@partial(jax.jit, static_argnames="sharding")
+def finish(
+    state: State, count: Any, known: Frame | None, beta: Any, *, sharding: NamedSharding | None = None
+) -> Diagonal:
     """The estimate after ``count`` sketches; ``known`` is a control variate's map, ``beta`` its factor or None."""
-    samples, blocks = state
-    count = jnp.asarray(count)
-    slopes: list[jax.Array] = []
-    if known is not None:
-        slopes = (
-            samples.regression() if beta is None else [jnp.full((1, 1, 1), beta, p.dtype) for p in samples.mean.planes]
+
+    def local(state: State, count: jax.Array, known: Frame | None, beta: jax.Array | None) -> Diagonal:
+        samples, blocks = state
+        slopes: list[jax.Array] = []
+        if known is not None and beta is None:
+            slopes = samples.regression()
+        elif known is not None and beta is not None:
+            slopes = [jnp.full((1, 1, 1), beta, p.dtype) for p in samples.mean.planes]
+        h, error = samples.estimate(known, slopes, count)
+        block_h, block_error = blocks.estimate(None if known is None else block_means(known), slopes, count)
+        if known is not None:
+            h = _without_negatives(h, block_h)
+        return Diagonal(
+            h,
+            error,
+            block_error,
+            jnp.full(h.y.shape[:1], count, jnp.int32),
+            relative_block_error(block_error, h),
+            finite_frames(samples.mean),
+            frame_mean(samples.mean) != 0,
         )
-    h, error = samples.estimate(known, slopes, count)
-    block_h, block_error = blocks.estimate(None if known is None else block_means(known), slopes, count)
-    if known is not None:
-        h = _without_negatives(h, block_h)
-    frames = h.y.shape[0]
-    return Diagonal(
-        h,
-        error,
-        block_error,
-        jnp.full((frames,), count, jnp.int32),
-        relative_block_error(block_error, h),
-        finite_frames(samples.mean),
-        frame_mean(samples.mean) != 0,
-    )
+
+    beta = None if beta is None else jnp.asarray(beta)
+    return _on_each(local, sharding, (_SPREAD, _WHOLE, _SPREAD, _WHOLE))(state, jnp.asarray(count), known, beta)
 
 
 def _without_negatives(h: Frame, mean: Frame) -> Frame:
@@ -259,7 +331,7 @@ def sketched_diagonal(
     target: float,
     known: Frame | None,
     beta: float | None,
-    sharding: jax.sharding.Sharding | None,
+    sharding: NamedSharding | None,
 ) -> Diagonal:
     """Adds sketches up to each of ``steps``; frames whose relative block error is within ``target`` at one stop there.
 
@@ -268,8 +340,8 @@ def sketched_diagonal(
     state, result, count = start(z, controlled=known is not None, sharding=sharding), None, 0
     for step in steps:
         for index in range(count, step):
-            state = add_sketch(at, state, key, index, offsets, root, kind=kind, like=like)
-        count, now = step, finish(state, step, known, beta)
+            state = add_sketch(at, state, key, index, offsets, root, kind=kind, like=like, sharding=sharding)
+        count, now = step, finish(state, step, known, beta, sharding=sharding)
         result = now if result is None else settle(result, now, target)
         if step != steps[-1] and not (result.relative_error > target).any():
             break

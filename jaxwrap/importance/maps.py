@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -267,8 +268,14 @@ class _Chunk:
         return jax.tree.map(lambda p: self._take(p, p.dtype) if p.shape[0] == self.n > 1 else p, root)
 
     def offsets(self, frame_offset: int) -> jax.Array:
-        """What takes a frame's place in the chunk to its number in the sequence, ``[size]``."""
-        return self._placed(jnp.full((self.size,), self.first + frame_offset, jnp.int32))
+        """What takes a frame's place among its device's frames to its number in the sequence, ``[size]``."""
+        before = np.arange(self.size) // self.per_device * self.per_device
+        return self._placed(jnp.asarray(before + self.first + frame_offset, jnp.int32))
+
+    @property
+    def per_device(self) -> int:
+        """Frames that one device has."""
+        return self.size if self.sharding is None else self.size // self.sharding.num_devices
 
     def _take(self, array: Any, dtype: Any) -> jax.Array:
         if array.shape[0] == 1:
@@ -299,10 +306,10 @@ def _map_chunk(
 ) -> Diagonal:
     """The map of one chunk, without its padding."""
     z, root = chunk.samples(z), chunk.weights(root)
-    like = OutputShape.of(output_of(function, z))
-    at = (linearise(function, z, root, kind=sketch),)
-    if control is not None:
-        at = (*at, linearise(function, chunk.samples(control.reference), root, kind=sketch))
+    own = jax.tree.map(lambda p: jax.ShapeDtypeStruct((chunk.per_device, *p.shape[1:]), p.dtype), z)
+    like = OutputShape.of(output_of(function, own))
+    run = partial(linearise, function, root=root, kind=sketch, sharding=chunk.sharding)
+    at = (run(z),) if control is None else (run(z), run(chunk.samples(control.reference)))
     flags = [(point.finite_z, point.finite_output) for point in at]
     result = sketched_diagonal(
         at,
@@ -320,10 +327,12 @@ def _map_chunk(
     )
     del at  # the residuals of the forward pass: nothing needs them while the checks run
     first = chunk.first + frame_offset
-    result = jax.tree.map(lambda p: p[: chunk.real], result)
+    if chunk.real < chunk.size:
+        result = jax.tree.map(lambda p: p[: chunk.real], result)
 
     def check(good: jax.Array, what: str) -> None:
-        refuse(~good[: chunk.real], what, first)
+        if not isinstance(good, jax.core.Tracer):
+            refuse(~np.asarray(good)[: chunk.real], what, first)
 
     for (finite_z, finite_output), place in zip(flags, ("", "at the control variate's reference "), strict=False):
         check(finite_z, f"{place}z holds NaN or infinity in")
@@ -334,5 +343,5 @@ def _map_chunk(
         "the receiver's output does not depend on z (a stop_gradient or a rounding inside, saturated activations, or a "
         "metric of zeros) in",
     )
-    check_independence(function, z, lambda spoilt: linearise(function, spoilt, root, kind=sketch).finite_output, first)
+    check_independence(function, z, lambda spoilt: run(spoilt).finite_output, first)
     return result

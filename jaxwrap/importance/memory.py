@@ -17,12 +17,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwrap.arrays import Frame, check_frame
-from jaxwrap.importance.diagonal import OutputShape, add_sketch, finish, linearise, settle, start
+from jaxwrap.importance.diagonal import FRAMES, OutputShape, add_sketch, finish, linearise, settle, start
 from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, output_of, root_metric
 from jaxwrap.importance.sketch import SketchKind, TopDct
-
-FRAMES = "frames"
-"""Name of the mesh axis that a batch is spread over."""
 
 
 def frame_sharding(devices: Sequence[jax.Device] | None) -> NamedSharding | None:
@@ -160,27 +157,29 @@ def _bytes(
 
     function = jax.tree.map(lambda leaf: spec(leaf, None), function)
     z = jax.tree.map(lambda leaf: spec(leaf, frames), z)
-    per_frame = root_frames > 1
-    root = jax.tree.map(lambda leaf: spec(leaf, frames if per_frame and leaf.shape[0] == root_frames else None), root)
-    like = OutputShape.of(
-        jax.eval_shape(lambda f, x: f(x), function, jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), z))
-    )
-    forward = linearise.lower(function, z, root, kind=sketch).compile()
-    point = _result(forward, linearise.eval_shape(function, z, root, kind=sketch), sharding is not None)
-    begin = start.lower(z, controlled=control, sharding=sharding).compile()
-    state = _result(begin, start.eval_shape(z, controlled=control, sharding=sharding), sharding is not None)
+    root = jax.tree.map(lambda leaf: spec(leaf, frames if leaf.shape[0] == root_frames > 1 else None), root)
+    width = 1 if devices is None else len(devices)
+    own = jax.tree.map(lambda p: jax.ShapeDtypeStruct((frames // width, *p.shape[1:]), p.dtype), z)
+    like = OutputShape.of(output_of(function, own))
+
+    def compiled(stage: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+        """A stage compiled, and what it returns."""
+        options["sharding"] = sharding
+        result = stage.eval_shape(*arguments, **options)
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), result)
+        return stage.lower(*arguments, **options).compile(), placed
+
+    forward, point = compiled(linearise, function, z, root=root, kind=sketch)
+    begin, state = compiled(start, z, controlled=control)
+    at = (point, point) if control else (point,)
     offsets = jax.ShapeDtypeStruct((frames,), np.int32, sharding=sharding)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    if whole is not None:
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    at = (point, point) if control else (point,)
-    sketched = add_sketch.lower(at, state, key, 1, offsets, root, kind=sketch, like=like).compile()
-    known = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding), state[0].mean)
-    arguments = (state, 1, known if control else None, None)
-    end = finish.lower(*arguments).compile()
-    result = _result(end, finish.eval_shape(*arguments), sharding is not None)
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+    sketched, _ = compiled(add_sketch, at, state, key, 0, offsets, root, kind=sketch, like=like)
+    known = state[0].mean if control else None
+    end, result = compiled(finish, state, 1, known, None)
 
-    held = _per_device((function, z, root), width := 1 if devices is None else len(devices), frames)
+    held = _per_device((function, z, root), width, frames)
     if control:
         held += _per_device((z, known), width, frames)
     points = len(at) * _output(forward)
@@ -196,17 +195,6 @@ def _bytes(
         choose = settle.lower(result, result, 0.5).compile()
         peaks.append(held + points + _output(begin) + max(_total(choose), _output(end) + _total(end)))
     return max(peaks)
-
-
-def _result(compiled: Any, shapes: Any, sharded: bool) -> Any:
-    """What compiled code returns, as arguments of the next: with its layout, where devices share it."""
-    if not sharded:
-        return shapes
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(compiled.output_shardings)),
-    )
 
 
 def _per_device(tree: Any, width: int, frames: int) -> int:

@@ -65,7 +65,8 @@ class TopDct:
 
 def _cosines(frequency: jax.Array, size: int, dtype: Any) -> jax.Array:
     """Rows of the orthonormal DCT-II matrix of this size: ``[…]`` → ``[…, size]``."""
-    turns = (frequency[..., None] * (2 * jnp.arange(size, dtype=jnp.int32) + 1)) % (4 * size)  # exact, unlike the angle
+    odd = (2 * jnp.arange(size, dtype=jnp.int32) + 1).reshape((1,) * frequency.ndim + (size,))
+    turns = (frequency[..., None] * odd) % (4 * size)  # exact, unlike the angle
     scale = jnp.where(frequency == 0, 1 / math.sqrt(size), math.sqrt(2 / size)).astype(dtype)
     return scale[..., None] * jnp.cos(turns.astype(dtype) * (math.pi / (2 * size)))
 
