@@ -18,6 +18,7 @@ from jaxwrap.train.runs import (
     encoders,
     literal,
     new_methods,
+    progress_bar,
     run_evaluation,
     run_fit,
     standard_modes,
@@ -180,10 +181,12 @@ def importance(
 
     run_maps(
         MapRun(
-            run=run, out=out, inputs=input or [], mode=mode, sketches=sketches, alpha=alpha, scope=scope,
+            run=run, out=out, inputs=input or [], sketches=sketches, alpha=alpha,
+            mode=mode,  # type: ignore[arg-type]
+            scope=scope,  # type: ignore[arg-type]
             period=period, max_frames=max_frames, seed=seed, memory=memory, dtype=dtype, shard=shard, merge=merge,
             scheduler=scheduler, shards=shards, codec=codec, qp=qp, size=size,
-        )  # type: ignore[arg-type]
+        )
     )  # fmt: skip
 
 
@@ -248,6 +251,61 @@ def evaluate(
     warn_unreadable(unreadable)
     if failures:
         raise typer.Exit(1)
+
+
+@app.command(
+    help="""Will weighted RDO help this wrapper? Measures the assumptions behind importance maps on it.
+
+    The wrapper's own error against coding, linearisation, diagonal, maps over time and between inputs, sketches, and
+    the predicted BD-rate of QP offsets, from encodes without any. Writes diagnosis.html and diagnosis.json.
+    """
+)
+def diagnose(
+    input: Annotated[list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, folders. Repeatable.")],
+    run: Annotated[str, typer.Option(help="Wrapper file, training folder, or shipped name.")] = "pair-1of2",
+    codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x265",
+    qps: Annotated[str, typer.Option(help="Comma-separated QPs of the specification, at least 5.")] = "22,27,32,37,42",
+    sketches: Annotated[int, typer.Option(min=2, help="Random sketches of each map.")] = 4,
+    alpha: Annotated[float | None, typer.Option(help="Share of plain SSE in the weights. Default: see README.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Frames that are encoded, spread over the inputs.")] = 8,
+    max_frames: Annotated[int, typer.Option(min=1, help="Frames of each clip, at most: all are mapped.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder of the diagnosis.")] = Path("runs/diagnose"),
+    processes: Annotated[int, typer.Option(help="Encodes in parallel. Default: the number of cores.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
+) -> None:
+    """Runs a diagnosis."""
+    from jaxwrap.importance.weights import DEFAULT_ALPHA
+    from jaxwrap.metrics.bjontegaard import MIN_POINTS
+    from jaxwrap.train.diagnose import diagnose as measure
+    from jaxwrap.train.fit.checkpoints import load_wrapper
+    from jaxwrap.train.media import open_clips
+    from jaxwrap.train.report.diagnosis import diagnosis_table, write_diagnosis
+    from jaxwrap.train.verdict import subject_of
+
+    numbers = sorted(set(_whole_numbers(qps)))
+    if len(numbers) < MIN_POINTS:
+        raise ValueError(f"--qps {qps!r} was given; a BD-rate wants at least {MIN_POINTS} different QPs")
+    coders = encoders(split_words(codec))
+    clips, unreadable = open_clips(input, max_frames=max_frames)
+    subject = subject_of(load_wrapper(run)[0], run)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, note="")
+            bar.update(tasks[what], completed=done, total=total)
+
+        diagnosis, shown = measure(
+            subject, clips, coders, qps=numbers, sketches=sketches,
+            alpha=DEFAULT_ALPHA if alpha is None else alpha, num_pictures=pictures, seed=seed,
+            processes=processes or os.cpu_count() or 1, advance=advance,
+        )  # fmt: skip
+    write_diagnosis(diagnosis, shown, out)
+    console.print(diagnosis_table(diagnosis))
+    console.print(f"page: {out}/diagnosis.html   figures: {out}/diagnosis.json", soft_wrap=True)
+    warn_unreadable(unreadable)
 
 
 @app.command(help="Makes one report.html of one or more results (results.csv files, or folders that evaluate wrote).")
@@ -389,3 +447,32 @@ def bench_importance(
     from jaxwrap.train.bench import importance
 
     _keep(importance.run(dtype=dtype, rounds=rounds, peer_python=peer_python), json)
+
+
+@bench.command(
+    "verdict", help="The verdict of `jaxwrap diagnose`, scored: predicted against measured BD-rates of QP offsets."
+)
+def bench_verdict(
+    input: Annotated[list[Path], typer.Option("--input", "-i", help="Pictures or folders. Repeatable.")],
+    codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x264,x265",
+    alpha: Annotated[float | None, typer.Option(help="Share of plain SSE in the weights. Default: see README.")] = None,
+    processes: Annotated[int, typer.Option(help="Encodes in parallel. Default: the number of cores.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
+    json: Json = None,
+) -> None:
+    """Scores predictions."""
+    from jaxwrap.importance.weights import DEFAULT_ALPHA
+    from jaxwrap.train.bench import verdict
+    from jaxwrap.train.media import open_clips
+
+    coders = encoders(split_words(codec))
+    clips, unreadable = open_clips(input, max_frames=1)
+    warn_unreadable(unreadable)
+    figures = verdict.run(
+        clips=clips,
+        codecs=coders,
+        alpha=DEFAULT_ALPHA if alpha is None else alpha,
+        seed=seed,
+        processes=processes or os.cpu_count() or 1,
+    )
+    _keep(figures, json)
