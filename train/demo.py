@@ -47,7 +47,7 @@ def run_demo(out: Path) -> int:
         + ", ".join(clip.name for clip in clips)
         + ", in one batch"
     )
-    work = prepare(pair, clips, mode="wa", receiver=f"post-processor of {PAIR}, fine-tuned")
+    work = prepare(mode_of(pair), clips, mode="wa", receiver=f"post-processor of {PAIR}, fine-tuned")
     for item in map_clips(work, out / "maps", alpha=DEFAULT_ALPHA, scope="frame"):
         error = item.info.details["relative_standard_error_of_16x16_means"]
         say(f"  {item.path}: {item.info.width}×{item.info.height}, relative standard error of 16×16 means {error:.2f}")

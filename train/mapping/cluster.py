@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxwrap.train.mapping import parts
-from jaxwrap.train.mapping.networks import WrapperMaps
+from jaxwrap.train.mapping.networks import BottleneckMaps
 from jaxwrap.train.mapping.plan import Plan, Shard
 from jaxwrap.train.mapping.run import Readable, Work, map_shard, platform
 
@@ -41,11 +41,11 @@ class Task:
     def work(self) -> Work:
         """The plan with this machine's own copy of the wrapper. Raises `ValueError` where wrapper or clips differ."""
         from jaxwrap.codecs.x26x import X26x
+        from jaxwrap.train.evaluate.modes import mode_of
         from jaxwrap.train.fit.checkpoints import load_wrapper
 
-        networks = WrapperMaps(
-            load_wrapper(self.run, dtype=self.dtype)[0], sketches=self.plan.sketches, seed=self.plan.seed
-        )
+        mode = mode_of(load_wrapper(self.run, dtype=self.dtype)[0])
+        networks = BottleneckMaps(mode, sketches=self.plan.sketches, seed=self.plan.seed)
         if networks.network != self.plan.network:
             raise ValueError(f"{self.run} is another wrapper on this machine than on that which planned the run")
         if (here := platform()) != self.plan.platform:

@@ -22,7 +22,7 @@ from jaxwrap.importance.calibration import Calibration
 from jaxwrap.importance.maps import ImportanceMap, yuv_metric
 from jaxwrap.samples import to_integers
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
-from jaxwrap.train.mapping.networks import Group, WrapperMaps
+from jaxwrap.train.mapping.networks import BottleneckMaps, Group
 from jaxwrap.train.mapping.plan import PlannedClip
 
 
@@ -67,7 +67,7 @@ class Collector(Protocol):
 class MapRecords:
     """For modes wa and iwa."""
 
-    def __init__(self, networks: WrapperMaps) -> None:
+    def __init__(self, networks: BottleneckMaps) -> None:
         self._networks, self._parts = networks, list[bytes]()
 
     def add(self, batch: Batch) -> int:
@@ -85,7 +85,7 @@ class MapRecords:
 class FrozenMean:
     """For mode fwa: the sums of a streaming mean."""
 
-    def __init__(self, networks: WrapperMaps) -> None:
+    def __init__(self, networks: BottleneckMaps) -> None:
         self._networks, self._mean = networks, MapMean()
 
     def add(self, batch: Batch) -> int:
@@ -107,7 +107,7 @@ class CalibratedSums:
     Sizes may differ: the sums of a plane do not depend on them.
     """
 
-    def __init__(self, networks: WrapperMaps, codec: Codec, qp: float) -> None:
+    def __init__(self, networks: BottleneckMaps, codec: Codec, qp: float) -> None:
         self._networks, self._codec, self._qp = networks, codec, qp
         self._sums: dict[str, np.ndarray] | None = None
 

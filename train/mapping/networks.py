@@ -1,11 +1,12 @@
-"""A wrapper as the receiver of a map run: frames of clips in, maps out, always in batches of the planned size."""
+"""A sandwich's bottleneck as the place of maps: frames of clips in, maps out, always in batches of the planned size."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from fractions import Fraction
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -16,9 +17,8 @@ from jaxwrap.importance.maps import ImportanceMap, importance_map, yuv_metric
 from jaxwrap.importance.memory import frames_within
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, normalise
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, mode_of
+from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.mapping.plan import Sketches
-from jaxwrap.wrappers.switchable import Wrapper
 
 MOST_FRAMES = 32
 """Frames of one batch at most on each device, whatever the memory: interruptions cost a batch, shards have whole ones.
@@ -38,22 +38,44 @@ class Group:
         return num_frames(self.samples)
 
 
-class WrapperMaps:
-    """Maps of a wrapper's post-processor at the samples that its pre-processor makes; metric: YUV 6:1:1.
+class ModeLike(Protocol):
+    """What is asked of a mode; `jaxwrap.train.evaluate.modes.Mode` is one."""
+
+    @property
+    def ratio(self) -> Fraction:
+        """Side of the bottleneck over side of the original."""
+        ...
+
+    @property
+    def pre_hash(self) -> str:
+        """Identifies what the pre-processor computes."""
+        ...
+
+    @property
+    def post_hash(self) -> str:
+        """Identifies what the receiver computes."""
+        ...
+
+    def sandwich(self, height: int, width: int) -> Sandwich:
+        """For pictures of this size; equal sandwiches share compiled code."""
+        ...
+
+
+class BottleneckMaps:
+    """Maps of a mode's post-processor at the samples that its pre-processor makes; metric: YUV 6:1:1.
 
     Compiled once per size and batch. ``seed`` feeds the sketches.
     """
 
     def __init__(
         self,
-        wrapper: Wrapper,
+        mode: ModeLike,
         *,
         sketches: Sketches,
         seed: int,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        self.wrapper, self.sketches, self.key, self.devices = wrapper, sketches, jax.random.key(seed), devices
-        self.mode: Mode = mode_of(wrapper)
+        self.mode, self.sketches, self.key, self.devices = mode, sketches, jax.random.key(seed), devices
 
     def _bottleneck(self, samples: Frame) -> Frame:
         return _bottleneck(self.mode.sandwich(*size_of(samples)), samples)

@@ -175,10 +175,10 @@ class Plan:
     def from_dict(fields: dict[str, Any]) -> Plan:
         """The inverse of `to_dict`, also after JSON has made lists of tuples. Raises `ValueError` for anything else."""
         try:
-            clips = [
-                PlannedClip(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()})
-                for c in fields["clips"]
-            ]
+            clips = []
+            for clip in fields["clips"]:
+                known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in clip.items()}
+                clips.append(PlannedClip(**known))
             return Plan(**{**fields, "clips": tuple(clips)})
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"that is no plan of a map run ({error})") from error

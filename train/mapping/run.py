@@ -1,6 +1,6 @@
 """A map run: plan, shards, merge.
 
-    work = prepare(wrapper, clips, mode="wa", …)          # decides everything, computes nothing
+    work = prepare(mode_of(wrapper), clips, mode="wa", …)          # decides everything, computes nothing
     map_shard(work, folder, Shard(2, 8))                  # in any order, on any machine, again after an interruption
     merge(folder, 8, out, alpha=1.0, scope="frame")       # weights for an encoder
 
@@ -21,15 +21,15 @@ import jax
 from jaxwrap.arrays import Frame, stack_frames
 from jaxwrap.codec import Codec, EncodeRequest
 from jaxwrap.importance.sketch import check_sketch
+from jaxwrap.importance.weights import Scope
 from jaxwrap.train.doctor import version_of
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.mapping import parts
 from jaxwrap.train.mapping.collect import Batch, CalibratedSums, Collector, FrozenMean, MapRecords
 from jaxwrap.train.mapping.merge import Written, merge
-from jaxwrap.train.mapping.networks import Group, WrapperMaps
+from jaxwrap.train.mapping.networks import BottleneckMaps, Group, ModeLike
 from jaxwrap.train.mapping.plan import FROZEN, Mode, Plan, PlannedClip, Shard, Sketches, choose_canvases
 from jaxwrap.train.prefetch import prefetch
-from jaxwrap.wrappers.switchable import Wrapper
 
 DEFAULT_MEMORY = 2 << 30
 """Bytes that the maps of one batch may take beside the program."""
@@ -73,12 +73,12 @@ class Work:
 
     plan: Plan
     clips: Sequence[Readable]
-    networks: WrapperMaps
+    maps: BottleneckMaps
     codec: Codec | None = None
 
 
 def prepare(
-    wrapper: Wrapper,
+    networks: ModeLike,
     clips: Sequence[Readable],
     *,
     mode: Mode,
@@ -91,13 +91,14 @@ def prepare(
     codec: Codec | None = None,
     qp: float = 32.0,
 ) -> Work:
-    """Plans the maps of a wrapper's post-processor for these clips.
+    """Plans the maps of a sandwich's post-processor for these clips.
 
     Pictures of one size share batches, in the order of their sizes; those of many sizes are padded to common canvases.
 
     Args:
+      networks: a wrapper, as the mode that it is (`jaxwrap.train.evaluate.modes.mode_of`).
       mode: see `jaxwrap.train.mapping.plan.Mode`.
-      receiver: how the wrapper is named in the files.
+      receiver: how the post-processor is named in the files.
       sketches: of each map, or ``"auto"``; not used by mode calibrated.
       period: distance of the frames that mode iwa maps.
       memory: bytes that the maps of one batch may take on each device.
@@ -114,24 +115,24 @@ def prepare(
         raise ValueError(f"a period of {period} frames was given; wanted 1 or more")
     if calibrated and codec is None:
         raise ValueError("a calibrated map wants a codec, whose errors it weighs")
-    networks = WrapperMaps(wrapper, sketches=sketches, seed=seed, devices=devices)
+    maps = BottleneckMaps(networks, sketches=sketches, seed=seed, devices=devices)
     if calibrated and codec is not None:
         for clip in clips:
-            codec.check(networks.map_size(clip.size), EncodeRequest(qp, "intra", BIT_DEPTH))
+            codec.check(maps.map_size(clip.size), EncodeRequest(qp, "intra", BIT_DEPTH))
     arranged = _arranged(clips, period, padded=mode not in FROZEN)
     # Batches of one size in place of full ones and a rest, so that little is computed in vain.
     together: dict[tuple[int, int], int] = {}
     for clip, canvas in arranged:
-        key, maps = canvas or clip.size, _maps_of(clip, period)
-        together[key] = together.get(key, 0) + 1 if maps == 1 else max(together.get(key, 0), maps)
-    batches = {key: networks.frames_within(key, memory, maps) for key, maps in together.items()}
+        key, count = canvas or clip.size, _maps_of(clip, period)
+        together[key] = together.get(key, 0) + 1 if count == 1 else max(together.get(key, 0), count)
+    batches = {key: maps.frames_within(key, memory, count) for key, count in together.items()}
     planned = [
         PlannedClip(
             name=clip.name,
             fingerprint=clip.fingerprint(),
             frames=clip.num_frames,
             size=clip.size,
-            map_size=networks.map_size(clip.size),
+            map_size=maps.map_size(clip.size),
             canvas=canvas,
             batch=batches[canvas or clip.size],
         )
@@ -143,13 +144,13 @@ def prepare(
         seed=seed,
         period=period,
         receiver=receiver,
-        network=networks.network,
+        network=maps.network,
         platform=platform(),
         clips=tuple(planned),
         codec=f"{codec.name} {codec.version}" if calibrated and codec else None,
         qp=qp if calibrated else None,
     )
-    return Work(plan, [clip for clip, _ in arranged], networks, codec)
+    return Work(plan, [clip for clip, _ in arranged], maps, codec)
 
 
 def map_shard(work: Work, folder: Path, shard: Shard, *, advance: Callable[[int], None] = lambda maps: None) -> None:
@@ -177,7 +178,7 @@ def map_clips(
     out: Path,
     *,
     alpha: float,
-    scope: str,
+    scope: Scope,
     size: tuple[int, int] | None = None,
     advance: Callable[[int], None] = lambda maps: None,
 ) -> list[Written]:
@@ -218,12 +219,12 @@ def _arranged(clips: Sequence[Readable], period: int, *, padded: bool) -> list[t
 
 def _collector(work: Work) -> Collector:
     if work.plan.mode == "fwa":
-        return FrozenMean(work.networks)
+        return FrozenMean(work.maps)
     if work.plan.mode == "calibrated":
         assert work.codec is not None
         assert work.plan.qp is not None
-        return CalibratedSums(work.networks, work.codec, work.plan.qp)
-    return MapRecords(work.networks)
+        return CalibratedSums(work.maps, work.codec, work.plan.qp)
+    return MapRecords(work.maps)
 
 
 def _read(plan: Plan, clips: Sequence[Readable], todo: range) -> Iterator[tuple[int, Batch | None]]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from jaxwrap.codecs.x26x import X26x
 from jaxwrap.importance.sketch import check_sketch
 from jaxwrap.importance.weights import DEFAULT_ALPHA, Scope, check_weighting
+from jaxwrap.train.evaluate.modes import mode_of
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.mapping import parts
 from jaxwrap.train.mapping.merge import Written, check_output, merge
@@ -123,7 +124,7 @@ def run_maps(asked: MapRun) -> None:
     wrapper, _ = load_wrapper(asked.run, dtype=asked.dtype)
     clips, unreadable = open_readers(asked.inputs, max_frames=asked.max_frames)
     work = prepare(
-        wrapper,
+        mode_of(wrapper),
         clips,
         mode=asked.mode,
         receiver=f"post-processor of {asked.run}" + (f" in {asked.dtype}" if asked.dtype != DTYPES[0] else ""),
