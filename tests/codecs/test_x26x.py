@@ -131,6 +131,19 @@ def test_every_macroblock_of_x264_has_the_requested_qp(bit_depth, qp, preset, mo
     assert np.unique(realised_qps(header, packets, (4, 4))).tolist() == [qp + 6 * (bit_depth - 8)]
 
 
+def test_offsets_that_are_coded_are_those_the_decoder_reads(monkeypatch):
+    """Steps of all sizes between neighbours; every macroblock has coefficients, as the picture is noise."""
+    frames = noise(96, 128, 2)
+    wanted = np.random.default_rng(2).integers(-4, 5, (1, 6, 8))
+    weights = Weights(Yuv400(np.kron(2.0 ** (-wanted / 3), np.ones((1, 16, 16)))), "qp_offset")
+    codec = X26x("x264")
+    _, header, packets = captured_stream(codec, frames, EncodeRequest(qp=30, weights=weights), monkeypatch)
+    expected = codec.coded_offsets(weights.planes, qp=30, bit_depth=10)
+    assert (expected != wanted).sum() > 5
+    found = realised_qps(header, packets, (6, 8)) - 30 - 12
+    np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
+
+
 @pytest.mark.parametrize(
     ("config", "frames", "bit_depth", "qp"),
     [
