@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames
 from jaxwrap.importance.maps import ImportanceMap
@@ -106,10 +105,12 @@ class MapMean:
 
     def interval(self, level: float = 0.95) -> tuple[Frame, Frame]:
         """Lower and upper end of Student's confidence interval of each sample of the mean; the lower is at least 0."""
+        from scipy.special import stdtrit  # type: ignore[import-untyped]
+
         if not 0 < level < 1:
             raise ValueError(f"a confidence level of {level} was given; wanted one between 0 and 1, such as 0.95")
         mean, error = self.mean(), self.standard_error()
-        t = float(stats.t.ppf((1 + level) / 2, self.count - 1))
+        t = float(stdtrit(self.count - 1, (1 + level) / 2))
         pairs = list(zip(mean.planes, error.planes, strict=True))
         return frame_of([np.maximum(m - t * e, 0) for m, e in pairs]), frame_of([m + t * e for m, e in pairs])
 

@@ -245,14 +245,13 @@ def add_sketch(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Diagonal:
-    """h with its errors (NaN from one sketch), the sketches that each frame took ``[N]``, its relative block error
-    ``[N]``, and which frames are finite and alive ``[N]``."""
+    """h with its errors (NaN from one sketch), the sketches that each frame took ``[N]``, and which frames are finite
+    and not all 0 ``[N]``."""
 
     h: Frame
     standard_error: Frame
     block_standard_error: Frame
     sketches: jax.Array
-    relative_error: jax.Array
     finite: jax.Array
     alive: jax.Array
 
@@ -287,9 +286,8 @@ def finish(
             error,
             block_error,
             jnp.full(h.y.shape[:1], count, jnp.int32),
-            relative_block_error(block_error, h),
             finite_frames(samples.mean),
-            frame_mean(samples.mean) != 0,
+            jnp.stack([(p != 0).any((1, 2)) for p in samples.mean.planes]).any(0),
         )
 
     beta = None if beta is None else jnp.asarray(beta)
@@ -308,14 +306,15 @@ def _without_negatives(h: Frame, mean: Frame) -> Frame:
 
 
 @jax.jit
-def settle(before: Diagonal, now: Diagonal, target: Any) -> Diagonal:
-    """Frames that had met the target (or cannot) keep what they had."""
-    going = before.relative_error > target
+def unsettled(result: Diagonal, target: Any) -> jax.Array:
+    """Frames whose relative block error is above the target, ``[N]``; those without one (NaN, zeros) are not."""
+    return relative_block_error(result.block_standard_error, result.h) > target
 
-    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(going.reshape(-1, *(1,) * (a.ndim - 1)), b, a)
 
-    return jax.tree.map(choose, before, now)
+@jax.jit
+def settle(before: Diagonal, now: Diagonal, going: jax.Array) -> Diagonal:
+    """Frames that were settled keep what they had."""
+    return jax.tree.map(lambda a, b: jnp.where(going.reshape(-1, *(1,) * (a.ndim - 1)), b, a), before, now)
 
 
 def sketched_diagonal(
@@ -337,13 +336,14 @@ def sketched_diagonal(
 
     The host looks at the errors once per step but the last.
     """
-    state, result, count = start(z, controlled=known is not None, sharding=sharding), None, 0
+    state = start(z, controlled=known is not None, sharding=sharding)
+    result, going, count = None, None, 0
     for step in steps:
         for index in range(count, step):
             state = add_sketch(at, state, key, index, offsets, root, kind=kind, like=like, sharding=sharding)
         count, now = step, finish(state, step, known, beta, sharding=sharding)
-        result = now if result is None else settle(result, now, target)
-        if step != steps[-1] and not (result.relative_error > target).any():
+        result = now if result is None else settle(result, now, going)
+        if step != steps[-1] and not (going := unsettled(result, target)).any():
             break
     assert result is not None
     return result

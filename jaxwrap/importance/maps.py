@@ -174,7 +174,7 @@ def importance_map(
         )
     function = as_partial(receiver)
     shape = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, float_dtype(p.dtype)), z)
-    root = root_metric(metric, output_of(function, shape))
+    root = root_metric(metric, output_of(function, shape), on_host=memory_budget is not None)
     sharding = frame_sharding(devices)
     size = n
     if memory_budget is not None:
@@ -264,8 +264,8 @@ class _Chunk:
         return jax.tree.map(lambda p: self._take(p, float_dtype(p.dtype)), frame)
 
     def weights(self, root: Any) -> Any:
-        """The chunk's part of weights; those without an axis of n frames stay what they are."""
-        return jax.tree.map(lambda p: self._take(p, p.dtype) if p.shape[0] == self.n > 1 else p, root)
+        """The chunk's part of weights; those without an axis of n frames serve as they are."""
+        return jax.tree.map(lambda p: self._take(p, p.dtype) if p.shape[0] == self.n > 1 else jnp.asarray(p), root)
 
     def offsets(self, frame_offset: int) -> jax.Array:
         """What takes a frame's place among its device's frames to its number in the sequence, ``[size]``."""

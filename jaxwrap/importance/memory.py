@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwrap.arrays import Frame, check_frame
-from jaxwrap.importance.diagonal import FRAMES, OutputShape, add_sketch, finish, linearise, settle, start
+from jaxwrap.importance.diagonal import FRAMES, OutputShape, add_sketch, finish, linearise, settle, start, unsettled
 from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, output_of, root_metric
 from jaxwrap.importance.sketch import SketchKind, TopDct
 
@@ -179,21 +179,23 @@ def _bytes(
     known = state[0].mean if control else None
     end, result = compiled(finish, state, 1, known, None)
 
+    frame, output = _per_device(z, width, frames), _output(forward)
     held = _per_device((function, z, root), width, frames)
     if control:
-        held += _per_device((z, known), width, frames)
-    points = len(at) * _output(forward)
+        held += frame + _per_device(known, width, frames)
+    points = len(at) * output
     peaks = [
-        held + (len(at) - 1) * _output(forward) + _total(forward),
+        _total(forward) + (len(at) - 1) * (frame + output),
         held + points + _total(begin),
         held + _total(sketched),
         held + points + _total(end),
-        # The check for mixed frames: one forward pass of a copy of z beside the finished map.
-        held + _output(end) + _per_device(z, width, frames) + _total(forward),
+        _total(forward) + frame + _output(end),  # the search for mixed frames: a copy of z, beside the finished map
     ]
     if auto:
-        choose = settle.lower(result, result, 0.5).compile()
-        peaks.append(held + points + _output(begin) + max(_total(choose), _output(end) + _total(end)))
+        going = jax.ShapeDtypeStruct((frames,), np.bool_, sharding=sharding)
+        look, choose = unsettled.lower(result, 0.5).compile(), settle.lower(result, result, going).compile()
+        beside = held + points + _output(begin)
+        peaks += [beside + _total(look), beside + _total(choose), beside + _output(end) + _total(end)]
     return max(peaks)
 
 

@@ -115,12 +115,15 @@ def map_prefix(function: Callable[..., Any], prefix: Any, tree: Any, *more: Any)
     return jax.tree.map(function, jax.tree.unflatten(jax.tree.structure(tree), spread), tree, *more)
 
 
-def root_metric(metric: Metric, output: Any) -> Any:
-    """M^½ as a pytree like the output, each array with the output's number of axes."""
+def root_metric(metric: Metric, output: Any, *, on_host: bool = False) -> Any:
+    """M^½ as a pytree like the output, each array with the output's number of axes.
+
+    ``on_host``: as NumPy arrays, for weights that are known and too many for the device.
+    """
     if callable(metric):
         metric = metric(output)
 
-    def root(weight: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def root(weight: Any, leaf: jax.ShapeDtypeStruct) -> Any:
         shape = np.shape(weight)
         if len(shape) > leaf.ndim or any(m not in (1, n) for m, n in zip(shape[::-1], leaf.shape[::-1], strict=False)):
             raise ValueError(
@@ -132,7 +135,8 @@ def root_metric(metric: Metric, output: Any) -> Any:
                 raise ValueError(
                     "the metric holds negative, NaN or infinite weights: its diagonal must be finite and ≥ 0"
                 )
-        wide = jnp.asarray(weight, accumulator_dtype(leaf.dtype))
-        return jnp.sqrt(wide).reshape((1,) * (leaf.ndim - len(shape)) + shape)
+        xp = np if on_host else jnp
+        wide = xp.asarray(weight, accumulator_dtype(leaf.dtype))
+        return xp.sqrt(wide).reshape((1,) * (leaf.ndim - len(shape)) + shape)
 
     return map_prefix(root, 1.0 if metric is None else metric, output)
