@@ -41,7 +41,7 @@ class Jacobian:
 
     def mv(self, q: Frame) -> Any:
         """M^½ J q: errors of the samples, like z → a pytree like the receiver's output. One forward derivative."""
-        return _forward(self.receiver, self.z, self.root, self._tangent(q))
+        return forward(self.receiver, self.z, self.root, self._tangent(q))
 
     def transpose(self) -> TransposedJacobian:
         """Jᵀ M^½, from pytrees like the output to frames like z."""
@@ -116,10 +116,10 @@ def sketched_rows(
     unknown sketch, fewer than 1 row, and frames whose rows are not finite.
     """
     check_sketch(sketch, rows)
-    forward = linearise(jacobian.receiver, jacobian.z, jacobian.root, kind=sketch)
+    linear = linearise(jacobian.receiver, jacobian.z, jacobian.root, kind=sketch)
     like = OutputShape.of(jacobian.output)
     drawn = [
-        _row(forward.pullback, forward.kept, jacobian.root, key, i, frame_offset, like=like, kind=sketch)
+        _row(linear.pullback, linear.kept, jacobian.root, key, i, frame_offset, like=like, kind=sketch)
         for i in range(rows)
     ]
     stacked, finite = _stack(drawn)
@@ -201,7 +201,8 @@ def flatten(tree: Any) -> jax.Array:
 
 
 @jax.jit
-def _forward(function: jax.tree_util.Partial, z: Frame, root: Any, q: Frame) -> Any:
+def forward(function: jax.tree_util.Partial, z: Frame, root: Any, q: Frame) -> Any:
+    """M^½ J q."""
     _, tangent = jax.jvp(lambda frame: function(frame), (z,), (q,))
     return jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), tangent, root)
 
@@ -213,7 +214,7 @@ def _matrix(function: jax.tree_util.Partial, z: Frame, root: Any) -> jax.Array:
     def column(unit: jax.Array) -> jax.Array:
         parts = jnp.split(unit, np.cumsum(sizes)[:-1])
         planes = [jnp.broadcast_to(u.reshape(1, *p.shape[1:]), p.shape) for u, p in zip(parts, z.planes, strict=True)]
-        return flatten(_forward(function, z, root, frame_of(planes)))
+        return flatten(forward(function, z, root, frame_of(planes)))
 
     return jax.vmap(column, out_axes=2)(jnp.eye(sum(sizes), dtype=z.y.dtype))
 

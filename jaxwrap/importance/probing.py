@@ -2,15 +2,18 @@
 
 Samples whose errors reach different outputs can share one forward derivative. With q one on a comb of samples, p apart,
 and p more than the receiver's reach, M^½ J q holds the columns of all of them side by side; the sum of squares over
-each one's part of the output is its entry of the diagonal. All samples of a plane take p × p derivatives, those of a
-packed frame p × p × channels (channels at one place reach the same outputs), for all frames of a batch at once.
+each one's part of the output is its entry of the diagonal. All samples of a plane take p² derivatives, those of a
+packed frame p² × channels (channels at one place reach the same outputs), for all frames of a batch at once; and
+(p + 1)² more for certainty, see below.
 
 How far a sample reaches is measured, not declared: single samples are probed in the corners, in the centre and at
 random places, at z and at random other samples (units that are dead at z may be alive there), and the largest extent is
-taken, in output samples, relative to the sample's own place times the ratio of the sizes. The result is safe although
-that is a measurement, for three reasons. Every comb leaves a guard of outputs round each part that nothing may reach:
-a value there, of any sample of any frame, widens the reach and starts again. Only what is alive at z counts: a reach
-that z does not show cannot spoil the diagonal at z. And samples drawn at random are computed again on their own.
+taken, in output samples, relative to the sample's own place times the ratio of the sizes. As that is a measurement, the
+result is made safe in four ways. Every comb leaves a guard of outputs round each part that nothing may reach. All is
+done twice, with two coprime spacings, so that what reaches past a guard lands in another sample's part each time. A
+value in a guard, or a difference between the two, at any sample of any frame, widens the reach and starts again. And
+samples drawn at random are computed again on their own. Only what is alive at z counts in all of this: a reach that z
+does not show cannot spoil the diagonal at z.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, frame_of, num_frames
 from jaxwrap.importance.checks import finite_frames, refuse
-from jaxwrap.importance.jacobian import Jacobian
-from jaxwrap.importance.receiver import Metric, Receiver
+from jaxwrap.importance.jacobian import Jacobian, forward
+from jaxwrap.importance.receiver import Metric, Receiver, apply
 from jaxwrap.importance.sketch import accumulator_dtype
 from jaxwrap.packing import TileLayout, from_tiles, to_tiles
 
 PROBES = 24
-"""Single samples per plane whose reach is measured: 4 corners, the centre, the others at random."""
+"""Single samples per size of plane whose reach is measured: 4 corners, the centre, the others at random."""
 
 CHECKED = 8
 """Single samples of each plane, drawn at random, that the result is compared with."""
@@ -45,29 +48,39 @@ AT_ONCE = 8
 
 @dataclasses.dataclass(frozen=True)
 class _Grid:
-    """The samples that combs are laid over: plane number ``plane``, or the channels of a packed frame."""
+    """The places that combs are laid over, each of them with ``channels`` samples: the planes of one size, numbered
+    ``planes``; or the channels of a packed frame."""
 
-    plane: int
     height: int
     width: int
-    tiles: TileLayout | None
+    planes: tuple[int, ...]
+    tiles: TileLayout | None = None
 
     @property
     def channels(self) -> int:
-        return self.tiles.channels if self.tiles else 1
+        return self.tiles.channels if self.tiles else len(self.planes)
 
     def tangent(self, mask: jax.Array, channel: jax.Array, z: Frame) -> Frame:
-        """q of one comb: ``mask`` ``[height, width]`` in the channel, or the plane, of every frame."""
+        """q of one comb: ``mask`` ``[height, width]`` in one channel of every frame."""
         if self.tiles is None:
             planes = [jnp.zeros_like(p) for p in z.planes]
-            planes[self.plane] = jnp.broadcast_to(mask[None], planes[self.plane].shape).astype(planes[self.plane].dtype)
+            for i, number in enumerate(self.planes):
+                own = (mask & (channel == i))[None]
+                planes[number] = jnp.broadcast_to(own, planes[number].shape).astype(planes[number].dtype)
             return frame_of(planes)
         t = self.tiles
         mask = jnp.pad(mask, ((0, t.tile_height - t.height), (0, t.tile_width - t.width)))
         one_hot = jnp.arange(t.channels) == channel
-        shape = (num_frames(z), *mask.shape, t.channels)
         tile = mask[None, :, :, None] & one_hot[None, None, None]
-        return from_tiles(jnp.broadcast_to(tile, shape).astype(z.y.dtype), t)
+        return from_tiles(jnp.broadcast_to(tile, (num_frames(z), *tile.shape[1:])).astype(z.y.dtype), t)
+
+    def split(self, values: np.ndarray) -> list[Any]:
+        """``[N, height, width, channels]`` → the planes; 0 in the padding of tiles."""
+        if self.tiles is None:
+            return [values[..., i] for i in range(self.channels)]
+        t = self.tiles
+        padding = ((0, 0), (0, t.tile_height - t.height), (0, t.tile_width - t.width), (0, 0))
+        return [from_tiles(np.pad(values, padding), t).y]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +112,11 @@ class _Comb:
     spacing: tuple[int, int]
     axes: tuple[tuple[_Axis, _Axis], ...]
 
+    def wider(self, grid: _Grid) -> _Comb:
+        """The same with the next spacing, which has no factor in common but the least one that the ratios ask for."""
+        down, across = (p + _unit([pair[i] for pair in self.axes]) for i, p in enumerate(self.spacing))
+        return _Comb((min(down, grid.height), min(across, grid.width)), self.axes)
+
 
 def exact_diagonal(
     receiver: Receiver,
@@ -108,7 +126,7 @@ def exact_diagonal(
     tiles: TileLayout | None = None,
     spatial_axes: tuple[int, int] = (1, 2),
 ) -> Frame:
-    """diag(JᵀMJ) at z, exact up to rounding, float32 or wider; shaped like z.
+    """diag(JᵀMJ) at z, exact up to rounding: NumPy arrays shaped like z, float32 or wider.
 
     Args:
       receiver: pure and local: every output array is ``[N, …]`` with a picture in ``spatial_axes``, in proportion to z
@@ -120,8 +138,8 @@ def exact_diagonal(
 
     Raises:
       ValueError: outputs without a picture in them; receivers that are not local (attention, global pooling), in a
-        picture of this size: use `importance_map`; an exact column that disagrees with the result (a receiver that
-        mixes frames, or one whose padding of tiles matters); NaN or infinity.
+        picture of this size: use `importance_map`; receivers that mix frames, or that use the padding of tiles; NaN or
+        infinity in the output or its derivative.
     """
     jacobian = Jacobian(receiver, z, metric)
     for path, leaf in jax.tree_util.tree_leaves_with_path(jacobian.output):
@@ -131,38 +149,45 @@ def exact_diagonal(
                 f"axes {spatial_axes}: comb probing wants outputs [N, H, W, …]; use importance_map for others"
             )
     if tiles is None:
-        grids = [_Grid(i, p.shape[1], p.shape[2], None) for i, p in enumerate(jacobian.z.planes)]
+        sizes = [p.shape[1:] for p in jacobian.z.planes]
+        grids = [
+            _Grid(height, width, tuple(i for i, size in enumerate(sizes) if size == (height, width)))
+            for height, width in dict.fromkeys(sizes)
+        ]
     else:
         to_tiles(z, tiles)  # raises where the layout does not fit
-        grids = [_Grid(0, tiles.height, tiles.width, tiles)]
-    diagonal = frame_of([_grid_diagonal(jacobian, grid, spatial_axes) for grid in grids])
-    refuse(~finite_frames(diagonal), "the receiver's derivative is NaN or infinite in", 0)
-    _check_samples(jacobian, diagonal, spatial_axes)
+        grids = [_Grid(tiles.height, tiles.width, (0,), tiles)]
+    refuse(~finite_frames(apply(jacobian.receiver, jacobian.z)), "the receiver's output holds NaN or infinity in", 0)
+    diagonal = frame_of([p for grid in grids for p in grid.split(_grid_diagonal(jacobian, grid, spatial_axes))])
+    finite = np.stack([np.isfinite(p).all((1, 2)) for p in diagonal.planes])
+    refuse(~finite.all(0, keepdims=True)[0], "the receiver's derivative is NaN or infinite in", 0)
+    if tiles is not None:
+        _check_padding(jacobian, tiles)
+    _check_samples(jacobian, diagonal)
     return diagonal
 
 
-def _grid_diagonal(jacobian: Jacobian, grid: _Grid, spatial_axes: tuple[int, int]) -> jax.Array:
-    """The diagonal of one plane, ``[N, H, W]``."""
+def _grid_diagonal(jacobian: Jacobian, grid: _Grid, spatial_axes: tuple[int, int]) -> np.ndarray:
+    """The diagonal at the grid's places, ``[N, height, width, channels]``."""
     comb = _measured(jacobian, grid, spatial_axes)
     while True:
-        parts = _probe(jacobian, grid, comb, spatial_axes)
-        if parts is not None:
-            break
+        first = _probe(jacobian, grid, comb, spatial_axes)
+        second = None if first is None else _probe(jacobian, grid, comb.wider(grid), spatial_axes)
+        if first is not None and second is not None and not _differs(first, second, jacobian.output).any():
+            return first
         comb = _fit(grid, [(y.widened(), x.widened()) for y, x in comb.axes])
-    (down, across), n = comb.spacing, num_frames(jacobian.z)
-    rows, cols = -(-grid.height // down), -(-grid.width // across)
-    parts = parts.reshape(grid.channels, down, across, n, rows, cols)
-    whole = parts.transpose(3, 4, 1, 5, 2, 0).reshape(n, rows * down, cols * across, grid.channels)
-    whole = whole[:, : grid.height, : grid.width]  # [N, H, W, C]
-    if grid.tiles is None:
-        return whole[..., 0]
-    t = grid.tiles
-    padding = ((0, 0), (0, t.tile_height - t.height), (0, t.tile_width - t.width), (0, 0))
-    return from_tiles(jnp.pad(whole, padding), t).y
 
 
-def _probe(jacobian: Jacobian, grid: _Grid, comb: _Comb, spatial_axes: tuple[int, int]) -> jax.Array | None:
-    """Energies of all combs, ``[combs, N, rows, cols]``; None as soon as one reaches into its guard."""
+def _differs(one: Any, other: Any, output: Any, largest: Any = None) -> np.ndarray:
+    """Whether entries of the diagonal differ by more than rounding. √ε: columns are summed in another order, and
+    outputs in half precision are rounded."""
+    a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(output))
+    return np.abs(a - b) > math.sqrt(eps) * np.abs(b) + 10 * eps * (np.abs(b).max() if largest is None else largest)
+
+
+def _probe(jacobian: Jacobian, grid: _Grid, comb: _Comb, spatial_axes: tuple[int, int]) -> np.ndarray | None:
+    """The same from one comb; None as soon as a guard is reached."""
     down, across = comb.spacing
     offsets = np.stack(np.meshgrid(*(np.arange(n) for n in (grid.channels, down, across)), indexing="ij"), -1)
     parts = []
@@ -172,8 +197,12 @@ def _probe(jacobian: Jacobian, grid: _Grid, comb: _Comb, spatial_axes: tuple[int
         )
         if not clear:
             return None
-        parts.append(energy[:count])
-    return jnp.concatenate(parts)
+        parts.append(np.asarray(energy)[:count])
+    n = num_frames(jacobian.z)
+    rows, cols = -(-grid.height // down), -(-grid.width // across)
+    energies = np.concatenate(parts).reshape(grid.channels, down, across, n, rows, cols)
+    whole = energies.transpose(3, 4, 1, 5, 2, 0).reshape(n, rows * down, cols * across, grid.channels)
+    return whole[:, : grid.height, : grid.width]
 
 
 def _measured(jacobian: Jacobian, grid: _Grid, spatial_axes: tuple[int, int]) -> _Comb:
@@ -236,8 +265,13 @@ def _best_axis(places: np.ndarray, bounds: np.ndarray, size: int, output_size: i
 
 def _spacing(axes: Sequence[_Axis]) -> int:
     """Least p for which p · ratio is whole, and holds extent and guards, for every axis."""
-    unit = math.lcm(*(axis.ratio.denominator for axis in axes))
+    unit = _unit(axes)
     return unit * max(math.ceil((axis.extent + 2 * axis.guard) / (unit * axis.ratio)) for axis in axes)
+
+
+def _unit(axes: Sequence[_Axis]) -> int:
+    """What every spacing is a multiple of."""
+    return math.lcm(*(axis.ratio.denominator for axis in axes))
 
 
 def _fit(grid: _Grid, axes: Sequence[tuple[_Axis, _Axis]]) -> _Comb:
@@ -252,28 +286,33 @@ def _fit(grid: _Grid, axes: Sequence[tuple[_Axis, _Axis]]) -> _Comb:
     return _Comb((min(spacing[0], grid.height), min(spacing[1], grid.width)), tuple(axes))
 
 
-def _check_samples(jacobian: Jacobian, diagonal: Frame, spatial_axes: tuple[int, int]) -> None:
+def _check_padding(jacobian: Jacobian, tiles: TileLayout) -> None:
+    """Raises `ValueError` where the padding of packed frames reaches the output."""
+    shape = (num_frames(jacobian.z), tiles.tile_height, tiles.tile_width, tiles.channels)
+    q = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    q[:, : tiles.height, : tiles.width] = 0
+    padding = jax.tree.map(lambda p, like: jnp.asarray(p, like.dtype), from_tiles(q, tiles), jacobian.z)
+    if _column_energy(jacobian.receiver, jacobian.z, jacobian.root, padding) > 0:
+        raise ValueError("the receiver uses the padding of tiles: unpack the frame first, or probe it without tiles")
+
+
+def _check_samples(jacobian: Jacobian, diagonal: Frame) -> None:
     """Raises `ValueError` where single columns, each in one frame alone, disagree with the diagonal."""
     rng = np.random.default_rng(1)
-    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(jacobian.output))
     largest = max(float(p.max()) for p in diagonal.planes)
     for number, plane in enumerate(diagonal.planes):
-        n, height, width = plane.shape
-        places = np.stack([rng.integers(0, size, CHECKED) for size in (n, height, width)], 1)
+        places = np.stack([rng.integers(0, size, CHECKED) for size in plane.shape], 1)
         for frame, row, column in places:
             planes = [np.zeros(p.shape, np.float32) for p in diagonal.planes]
             planes[number][frame, row, column] = 1
-            found = sum(
-                float(jnp.sum(jnp.square(leaf.astype(accumulator_dtype(leaf.dtype)))))
-                for leaf in jax.tree.leaves(jacobian.mv(frame_of(planes)))
-            )
+            q = jax.tree.map(lambda p, like: jnp.asarray(p, like.dtype), frame_of(planes), jacobian.z)
+            found = float(_column_energy(jacobian.receiver, jacobian.z, jacobian.root, q))
             probed = float(plane[frame, row, column])
-            # √eps: columns are summed in another order, and half-precision outputs are rounded.
-            if abs(found - probed) > math.sqrt(eps) * found + 10 * eps * largest:
+            if _differs(probed, found, jacobian.output, largest):
                 raise ValueError(
                     f"comb probing gave {probed:.6g} for plane {'yuv'[number]} of frame {frame} at row {row}, column "
-                    f"{column}; alone it is {found:.6g}: the receiver mixes frames, uses the padding of tiles, or its "
-                    "reach is not that of a local one; use importance_map"
+                    f"{column}; alone it is {found:.6g}: does the receiver mix frames (batch statistics in training "
+                    "mode)? Otherwise use importance_map"
                 )
 
 
@@ -281,6 +320,16 @@ def _chunks(places: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """Pieces of `AT_ONCE` rows, the last filled up by repetition, and how many are its own."""
     pieces = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
     return [(np.concatenate([p, np.repeat(p[:1], AT_ONCE - len(p), 0)]), len(p)) for p in pieces]
+
+
+@jax.jit
+def _column_energy(function: jax.tree_util.Partial, z: Frame, root: Any, q: Frame) -> jax.Array:
+    """‖M^½ J q‖² over all frames."""
+    squares = [
+        jnp.sum(jnp.square(leaf.astype(accumulator_dtype(leaf.dtype))))
+        for leaf in jax.tree.leaves(forward(function, z, root, q))
+    ]
+    return sum(squares[1:], squares[0])
 
 
 @partial(jax.jit, static_argnames=("grid", "comb", "spatial_axes"))
