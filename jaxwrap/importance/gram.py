@@ -227,7 +227,9 @@ def klt_gram(moments: ChannelMoments, gram: np.ndarray, p: float) -> ChannelTran
     """
     if not 0 <= p <= 0.5:
         raise ValueError(f"p = {p} was given; the root of the Gram lies in [0, 0.5] (0: the KLT alone)")
-    root = _power(np.asarray(gram, np.float64), p, moments.layout.channels)
+    root = gram_power(gram, p)
+    if len(root) != moments.layout.channels:
+        raise ValueError(f"a Gram of {len(root)} channels was given for {moments.layout.channels}")
     _, vectors = np.linalg.eigh(root @ moments.covariance() @ root)
     u = vectors.T[::-1]  # rows, largest variance first
     signs = np.sign(u[np.arange(len(u)), np.abs(u).argmax(1)])
@@ -329,10 +331,14 @@ def _layer(kernel: Array, bias: Array, axis: int, transform: ChannelTransform) -
     return k, b
 
 
-def _power(gram: np.ndarray, p: float, channels: int) -> np.ndarray:
-    """G^p, symmetric."""
-    if gram.shape != (channels, channels) or not np.isfinite(gram).all():
-        raise ValueError(f"a Gram of shape {gram.shape} was given; wanted finite values [{channels}, {channels}]")
+def gram_power(gram: np.ndarray, p: float) -> np.ndarray:
+    """G^p ``[C, C]``, symmetric; eigenvalues under `EIGENVALUE_FLOOR` of the largest are raised to it.
+
+    Raises `ValueError` for a G that is not symmetric and ≥ 0.
+    """
+    gram = np.asarray(gram, np.float64)
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not np.isfinite(gram).all():
+        raise ValueError(f"a Gram of shape {gram.shape} was given; wanted finite values [C, C]")
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     tolerance = 1e-9 * max(abs(values[-1]), abs(values[0]))
     if not np.allclose(gram, gram.T, atol=tolerance) or values[0] < -tolerance or values[-1] <= 0:

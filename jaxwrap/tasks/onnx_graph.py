@@ -56,3 +56,23 @@ class Graph:
     constants: Mapping[str, np.ndarray]
     inputs: Mapping[str, Dimensions]
     outputs: tuple[str, ...]
+
+
+def cut(graph: Graph, tensor: str, dimensions: Dimensions) -> tuple[Graph, Graph]:
+    """The network in two: what makes ``tensor``, and what takes it (of size ``dimensions``) to the graph's outputs.
+
+    Nothing else may pass from one part to the other: `onnx_network` refuses the second part, naming what is missing,
+    where the network has another way round. Raises `ValueError` for a tensor that no node makes.
+    """
+    made = {name for node in graph.nodes for name in node.outputs}
+    if tensor not in made:
+        raise ValueError(f"no node makes the tensor {tensor!r}: jaxwrap.tasks.onnx.tensor_shapes lists what there is")
+    before: list[Node] = []
+    needed = {tensor}
+    for node in reversed(graph.nodes):
+        if needed & {*node.outputs}:
+            before.append(node)
+            needed |= {*node.inputs}
+    rest = tuple(node for node in graph.nodes if not any(node is other for other in before))
+    first = dataclasses.replace(graph, nodes=tuple(reversed(before)), outputs=(tensor,))
+    return first, dataclasses.replace(graph, nodes=rest, inputs={tensor: dimensions})
