@@ -476,3 +476,41 @@ def bench_verdict(
         processes=processes or os.cpu_count() or 1,
     )
     _keep(figures, json)
+
+
+@bench.command(
+    "fold",
+    help="""A channel transform on the features of an ONNX detector, through x264 or x265: BD-rate on the receiver's SNR.
+
+    Cuts NETWORK at --tensor, tiles its channels into one 10-bit frame, and takes the rest of the network, up to
+    --outputs, as the receiver. The defaults are YOLOX-nano's.
+    """,
+)
+def bench_fold(
+    network: Annotated[Path, typer.Argument(help="ONNX file.")],
+    train: Annotated[Path, typer.Option(help="Pictures that covariance, Gram and ranges are taken from.")],
+    input: Annotated[Path, typer.Option("--input", "-i", help="Pictures that are coded.")],
+    codec: Annotated[str, typer.Option(help="x264 or x265.")] = "x265",
+    tensor: Annotated[
+        str | None, typer.Option(help="Where the network is cut. Default: YOLOX-nano's stride 8.")
+    ] = None,
+    outputs: Annotated[str | None, typer.Option(help="Comma-separated: what must survive.")] = None,
+    train_pictures: Annotated[int, typer.Option(min=2)] = 32,
+    pictures: Annotated[int, typer.Option(min=2)] = 16,
+    json: Json = None,
+) -> None:
+    """Measures fold."""
+    from jaxwrap.train.bench import fold
+
+    (coder,) = encoders([codec])
+    figures = fold.run(
+        network=network,
+        train=train,
+        input=input,
+        codec=coder,
+        tensor=tensor or fold.TENSOR,
+        outputs=split_words(outputs) if outputs else fold.OUTPUTS,
+        train_pictures=train_pictures,
+        pictures=pictures,
+    )
+    _keep(figures, json)
