@@ -236,6 +236,21 @@ def klt_gram(moments: ChannelMoments, gram: np.ndarray, p: float) -> ChannelTran
     return channel_transform((signs[:, None] * u) @ root, moments.mean, moments.layout)
 
 
+def gram_power(gram: np.ndarray, p: float) -> np.ndarray:
+    """G^p ``[C, C]``, symmetric; eigenvalues under `EIGENVALUE_FLOOR` of the largest are raised to it.
+
+    Raises `ValueError` for a G that is not symmetric and ≥ 0.
+    """
+    gram = np.asarray(gram, np.float64)
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not np.isfinite(gram).all():
+        raise ValueError(f"a Gram of shape {gram.shape} was given; wanted finite values [C, C]")
+    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
+    tolerance = 1e-9 * max(abs(values[-1]), abs(values[0]))
+    if not np.allclose(gram, gram.T, atol=tolerance) or values[0] < -tolerance or values[-1] <= 0:
+        raise ValueError("the Gram is not symmetric and ≥ 0, or it is 0: a Gram of Jacobian rows always is")
+    return (vectors * np.maximum(values, EIGENVALUE_FLOOR * values[-1]) ** p) @ vectors.T
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlaneScale:
     """√w per plane of 4:2:0 frames: z' = s (z − 2^(d − 1)) + 2^(d − 1). ``scales`` s of y, u, v in (0, 1].
@@ -329,21 +344,6 @@ def _layer(kernel: Array, bias: Array, axis: int, transform: ChannelTransform) -
             f"axis {axis}, and a bias of its last axis"
         )
     return k, b
-
-
-def gram_power(gram: np.ndarray, p: float) -> np.ndarray:
-    """G^p ``[C, C]``, symmetric; eigenvalues under `EIGENVALUE_FLOOR` of the largest are raised to it.
-
-    Raises `ValueError` for a G that is not symmetric and ≥ 0.
-    """
-    gram = np.asarray(gram, np.float64)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not np.isfinite(gram).all():
-        raise ValueError(f"a Gram of shape {gram.shape} was given; wanted finite values [C, C]")
-    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
-    tolerance = 1e-9 * max(abs(values[-1]), abs(values[0]))
-    if not np.allclose(gram, gram.T, atol=tolerance) or values[0] < -tolerance or values[-1] <= 0:
-        raise ValueError("the Gram is not symmetric and ≥ 0, or it is 0: a Gram of Jacobian rows always is")
-    return (vectors * np.maximum(values, EIGENVALUE_FLOOR * values[-1]) ** p) @ vectors.T
 
 
 def _positions(latents: Any, what: str) -> np.ndarray:

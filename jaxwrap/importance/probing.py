@@ -159,8 +159,8 @@ def exact_diagonal(
         grids = [_Grid(tiles.height, tiles.width, (0,), tiles)]
     refuse(~finite_frames(apply(jacobian.receiver, jacobian.z)), "the receiver's output holds NaN or infinity in", 0)
     diagonal = frame_of([p for grid in grids for p in grid.split(_grid_diagonal(jacobian, grid, spatial_axes))])
-    finite = np.stack([np.isfinite(p).all((1, 2)) for p in diagonal.planes])
-    refuse(~finite.all(0, keepdims=True)[0], "the receiver's derivative is NaN or infinite in", 0)
+    spoilt = np.array([not all(np.isfinite(p[n]).all() for p in diagonal.planes) for n in range(num_frames(z))])
+    refuse(spoilt, "the receiver's derivative is NaN or infinite in", 0)
     if tiles is not None:
         _check_padding(jacobian, tiles)
     _check_samples(jacobian, diagonal)
