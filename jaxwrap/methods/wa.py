@@ -127,7 +127,8 @@ class Iwa(Wa):
 
     def _intra_frames(self, num: int) -> tuple[list[int], np.ndarray]:
         """Numbers of the I frames in the batch, and for each frame the place of its own I frame among them."""
-        frames, start = [], 0
+        frames: list[int] = []
+        start = 0
         for end in clip_ends(self.clips, num):
             frames += range(start, end, self.period or end - start)
             start = end

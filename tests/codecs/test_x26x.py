@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, frame_of
-from jaxwrap.codec import CONFIGS, EncodeRequest, Weights
+from jaxwrap.codec import CONFIGS, EncodeRequest, Weights, intra_period
 from jaxwrap.codecs import x26x
 from jaxwrap.codecs.x26x import ENCODERS, PRESETS, X26x, encoder_version, find_encoders, qp_offsets
 
@@ -48,6 +48,29 @@ def captured_stream(codec: X26x, frames: Frame, request: EncodeRequest, monkeypa
     result = codec.encode(frames, request)
     monkeypatch.undo()
     return result, *kept["stream"]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_i_pictures_are_where_the_configuration_says(encoder, config, monkeypatch):
+    """Which pictures FFmpeg's decoder finds to be I pictures, against `intra_period`; their order in the stream too."""
+    frames, fps = moving_picture(20, height=96, width=128), 8.0
+    request = EncodeRequest(qp=32, config=config, bit_depth=8, fps=fps)
+    _, header, packets = captured_stream(X26x(encoder), frames, request, monkeypatch)
+    decoder = av.CodecContext.create({"x264": "h264", "x265": "hevc"}[encoder], "r")
+    types = {}
+    for number, (index, data) in enumerate([*packets, (None, None)]):
+        packet = None if data is None else av.Packet(header + data if number == 0 else data)
+        if packet is not None:
+            packet.pts = index
+        types.update((frame.pts, frame.pict_type) for frame in decoder.decode(packet))
+    period = intra_period(config, fps)
+    assert period == {"intra": 1, "lowdelay": None, "randomaccess": 8}[config]
+    intra = [index for index in range(20) if types[index] == av.video.frame.PictureType.I]
+    assert intra == [index for index in range(20) if index % (period or 20) == 0]
+    if config == "randomaccess":  # B pictures shown before the I picture at 8 are coded after it: an open GOP
+        order = [index for index, _ in packets]
+        assert order.index(8) < order.index(7)
 
 
 @pytest.mark.parametrize(("encoder", "chroma", "bit_depth", "config"), CASES)
