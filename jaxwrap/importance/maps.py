@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames
 from jaxwrap.importance.blocks import block_means
-from jaxwrap.importance.checks import check_independence, refuse
+from jaxwrap.importance.checks import check_independence, no_state_changes, refuse
 from jaxwrap.importance.diagonal import Diagonal, OutputShape, linearise, relative_block_error, sketched_diagonal
 from jaxwrap.importance.memory import chunk_frames, frame_sharding
 from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, output_of, root_metric
@@ -309,7 +309,8 @@ def _map_chunk(
     own = jax.tree.map(lambda p: jax.ShapeDtypeStruct((chunk.per_device, *p.shape[1:]), p.dtype), z)
     like = OutputShape.of(output_of(function, own))
     run = partial(linearise, function, root=root, kind=sketch, sharding=chunk.sharding)
-    at = (run(z),) if control is None else (run(z), run(chunk.samples(control.reference)))
+    with no_state_changes():
+        at = (run(z),) if control is None else (run(z), run(chunk.samples(control.reference)))
     flags = [(point.finite_z, point.finite_output) for point in at]
     result = sketched_diagonal(
         at,
