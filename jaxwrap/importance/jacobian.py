@@ -173,28 +173,6 @@ def transform_rows(blocks: Frame, column: np.ndarray, row: np.ndarray) -> Frame:
     return jax.tree.map(one, blocks)
 
 
-def block_energy(rows: Any) -> tuple[jax.Array, jax.Array]:
-    """Energy ‖JᵀMJ‖_F² within each block, and the part of it on the diagonal, unbiased.
-
-    ``rows``: an array ``[N, ℓ, …, b, b]``, one plane of `blocks` (or of any other groups of samples, in the last two
-    axes), ℓ ≥ 2. Both results are ``[N, …]``. With g_s = √ℓ row_s, E[g_s g_sᵀ] = JᵀMJ and g_s independent of g_t:
-    E⟨g_s, g_t⟩² = ‖JᵀMJ‖_F² and E Σ_i g_si² g_ti² = Σ_i (JᵀMJ)_ii² for s ≠ t, averaged over all pairs. The estimate
-    of a single block is noisy: compare sums over many.
-    """
-    count = rows.shape[1]
-    if count < 2:
-        raise ValueError(f"energy was asked for of {count} row: pairs of rows are needed, so 2 or more")
-    g = jnp.moveaxis(rows, 1, -3).reshape(*rows.shape[:1], *rows.shape[2:-2], count, -1)  # [N, …, ℓ, b²]
-    g = g * jnp.asarray(count, g.dtype) ** 0.5
-    pairs = count * (count - 1)
-    inner = jnp.einsum("...si,...ti->...st", g, g, precision="highest")
-    others = 1 - jnp.expand_dims(jnp.eye(count, dtype=g.dtype), tuple(range(inner.ndim - 2)))
-    total = jnp.sum(jnp.square(inner) * others, (-2, -1))
-    squares = jnp.square(g)
-    diagonal = jnp.sum(jnp.square(jnp.sum(squares, -2)) - jnp.sum(jnp.square(squares), -2), -1)
-    return total / pairs, diagonal / pairs
-
-
 def flatten(tree: Any) -> jax.Array:
     """A pytree of arrays ``[N, …]`` as ``[N, all values]``."""
     return jnp.concatenate([jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in jax.tree.leaves(tree)], axis=1)

@@ -14,7 +14,6 @@ import scipy.fft
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.importance.jacobian import (
     Jacobian,
-    block_energy,
     blocks,
     dct_matrix,
     flatten,
@@ -187,33 +186,6 @@ def test_transformed_rows_are_the_rows_times_the_kronecker_product() -> None:
     )
 
 
-def test_block_energy_is_unbiased() -> None:
-    z = gray(1, 8, 8)
-    matrix = np.asarray(Jacobian(upsampling, z).as_matrix(), np.float64)[0]
-    gram = (matrix.T @ matrix).reshape(8, 8, 8, 8)
-    rows = sketched_rows(Jacobian(upsampling, z), KEY, 256)
-    cut = blocks(rows, 4).y.reshape(1, 64, 4, 2, 2, 4, 4)  # 64 groups of 4 rows
-    # Rows of one call are divided by √256, those of a group want √4; the groups' spread is the error of their mean.
-    results = [block_energy(cut[:, i] * 8) for i in range(64)]
-    for index, expected in (
-        (0, lambda g: (g**2).sum()),
-        (1, lambda g: sum(g[a, b, a, b] ** 2 for a in range(4) for b in range(4))),
-    ):
-        values = np.stack([np.asarray(r[index])[0] for r in results]).astype(np.float64)
-        for i, j in np.ndindex(2, 2):
-            part = gram[4 * i : 4 * i + 4, 4 * j : 4 * j + 4, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
-            error = values[:, i, j].std(ddof=1) / 8
-            assert abs(values[:, i, j].mean() - expected(part)) < 4 * error
-
-
-def test_all_energy_of_a_pointwise_receiver_is_on_the_diagonal() -> None:
-    z = gray(1, 4, 4)
-    rows = sketched_rows(Jacobian(lambda f: f.y**2, z), KEY, 6).planes.y[..., None, None]  # blocks of one sample
-    total, diagonal = block_energy(rows)
-    np.testing.assert_allclose(total, diagonal, rtol=1e-5)
-    np.testing.assert_allclose(total[0], (2 * z.y[0]) ** 4, rtol=1e-4)
-
-
 def test_float64_receivers_have_float64_rows() -> None:
     with jax.enable_x64(True):
         z = jax.tree.map(lambda p: p.astype(np.float64), gray())
@@ -242,8 +214,6 @@ def test_what_does_not_fit_is_refused() -> None:
         transform_rows(blocks(rows, 4), dct_matrix(4), dct_matrix(8))
     with pytest.raises(ValueError, match="column transform is not orthogonal"):
         transform_rows(blocks(rows, 4), 2 * dct_matrix(4), dct_matrix(4))
-    with pytest.raises(ValueError, match="2 or more"):
-        block_energy(blocks(rows, 4).y)
     with pytest.raises(ValueError, match="int32"):
         Jacobian(lambda f: f.y.astype(jnp.int32), z)
 
