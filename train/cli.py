@@ -480,7 +480,7 @@ def bench_verdict(
 
 @bench.command(
     "fold",
-    help="""A channel transform on the features of an ONNX detector, through x264 or x265: BD-rate on the receiver's SNR.
+    help="""A channel transform on the features of an ONNX detector, through a real encoder: BD-rate on receiver SNR.
 
     Cuts NETWORK at --tensor, tiles its channels into one 10-bit frame, and takes the rest of the network, up to
     --outputs, as the receiver. The defaults are YOLOX-nano's.
