@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,9 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxwrap.codecs.weightmap import read_maps
 from jaxwrap.train import cli
 from jaxwrap.train.evaluate.points import COLUMNS
-from jaxwrap.train.fit.checkpoints import RunStates, load_wrapper, shipped_wrappers
+from jaxwrap.train.fit.checkpoints import RunStates, load_wrapper, save_wrapper, shipped_wrappers
+from jaxwrap.wrappers.switchable import linear_wrapper
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -82,12 +85,40 @@ BAD = [
     ("evaluate -i good.png --qps 22,22", "QPs were given more than once"),
     ("evaluate -i good.png --qps ,", "no QP was given"),
     ("evaluate -i good.png --processes -1", "-1 processes were asked for"),
-    ("evaluate -i good.png -w absent", "no wrapper at absent; .*shipped name: pair-1of2"),
-    ("evaluate -i good.png -w notes.txt", r"notes\.txt is not a wrapper file \(it is no \.npz archive"),
-    ("evaluate -i good.png -w pair-1of2 -w pair-1of2", "modes were given more than once: wrapper-1/2"),
-    ("evaluate -i good.png -w post-1of2 --methods dqp", "method dqp wants a mode whose two sides are networks"),
+    ("evaluate -i good.png -r absent", "no wrapper at absent; .*shipped name: pair-1of2"),
+    ("evaluate -i good.png -r notes.txt", r"notes\.txt is not a wrapper file \(it is no \.npz archive"),
+    ("evaluate -i good.png -r pair-1of2 -r pair-1of2", "modes were given more than once: wrapper-1/2"),
+    ("evaluate -i good.png -r post-1of2 --methods dqp", "method dqp wants a mode whose two sides are networks"),
     ("importance -i good.png --sketches 0", "0 sketches were asked for; at least 1"),
     ("importance -i good.png --out good.png", "good.png: File exists; a file is where a folder was wanted"),
+    ("importance -i good.png --out good.png/maps.dat", "a file is where a folder was wanted"),
+    ("importance", "Missing option '--input'"),
+    ("importance -i absent.png", r"do not exist: absent\.png"),
+    ("importance -i good.png -r absent", "no wrapper at absent; .*shipped name: pair-1of2"),
+    ("importance -i good.png --mode all", "--mode 'all' was given; wanted wa, iwa, fwa, calibrated"),
+    ("importance -i good.png --sketches many", "--sketches 'many' was given; wanted a number or auto"),
+    ("importance -i good.png --alpha -1", r"alpha -1\.0 was given; wanted a finite number"),
+    ("importance -i good.png --scope clip", "scope 'clip' was given; known: frame, sequence"),
+    ("importance -i good.png --memory lots", "a memory of 'lots' was given; wanted a size such as 2GiB or 500MB"),
+    ("importance -i good.png --memory 10kB", "a memory budget of 10,000 bytes was given; one frame .* needs"),
+    ("importance -i good.png --dtype float16", "--dtype 'float16' was given; wanted float32 or bfloat16"),
+    ("importance -i good.png --period 8", "goes with --mode iwa: give both or neither"),
+    ("importance -i good.png --mode iwa", "goes with --mode iwa: give both or neither"),
+    ("importance -i good.png --mode iwa --period 0", "a period of 0 frames was given; wanted 1 or more"),
+    ("importance -i good.png --qp 32", "--qp was given with --mode wa; it is for calibrated"),
+    ("importance -i good.png --size 32x32", "--size was given with --mode wa; it is for calibrated"),
+    ("importance -i good.png --mode calibrated --sketches 2", "which draws nothing"),
+    ("importance -i good.png --mode calibrated --codec x266", "'x266' was given; known: x264, x265"),
+    ("importance -i good.png --mode calibrated --qp 60", "60"),
+    ("importance -i good.png --mode calibrated --size 32", "--size '32' was given; wanted WIDTHxHEIGHT"),
+    ("importance -i good.png --mode calibrated --size 31x33", "a size of 31×33 was given; wanted an even width"),
+    ("importance -i good.png --shard 5/4", "shard 5/4 was given; wanted I/N with 1 ≤ I ≤ N"),
+    ("importance -i good.png --shard half", "shard 'half' was given; wanted I/N"),
+    ("importance -i good.png --shard 1/4 --alpha 1", "they belong to --merge"),
+    ("importance -i good.png --shard 1/4 --merge 4", "--shard and --merge were given: one at a time"),
+    ("importance -i good.png --shards 4", "--shards N was given without --scheduler"),
+    ("importance --merge 0", "a number of shards below 1 was given"),
+    ("importance --merge 2 --out maps.dat", r"maps\.dat\.parts lacks shards 1, 2 of 2: run them with --shard I/2"),
     ("report absent", "no results at absent; give a results.csv"),
     ("report nothing", r"no results at nothing/results\.csv"),
     ("report empty.png", r"empty\.png is something else; wanted a results\.csv"),
@@ -113,6 +144,23 @@ def test_bad_input_gives_one_message_and_status_2(run: Run, folder: Path, words:
     assert re.search(message, error), error
     assert [path for path in before if not path.exists()] == []
     assert (folder / "foreign/thesis.tex").read_text() == "precious"
+
+
+def test_shards_are_merged_by_the_command_that_they_print(run: Run, folder: Path) -> None:
+    shutil.copy("good.png", "same.png")
+    save_wrapper(folder / "linear.wrapper.npz", linear_wrapper("bilinear", Fraction(1, 2)), notes={})
+    options = ("--input=good.png", "--input=same.png", "--run=linear.wrapper.npz", "--out=maps.dat", "--sketches=1")
+    for number in (2, 1):
+        status, out, error = run("importance", *options, f"--shard={number}/2")
+        assert (status, error) == (0, "")
+        assert "jaxwrap importance --merge 2 --out maps.dat" in out
+    assert not Path("maps.dat").exists()
+    status, out, _ = run("importance", "--merge=2", "--out=maps.dat")
+    assert status == 0
+    assert re.search(r"maps\.dat +│ 26×20 +│ 2 +│ 2 +│ —", out), out
+    read, info = read_maps("maps.dat", size=(20, 26))
+    assert (read.y.shape, info.mode, info.receiver) == ((2, 20, 26), "wa", "post-processor of linear.wrapper.npz")
+    assert [path.name for path in folder.glob("*.parts")] == []
 
 
 def test_every_unreadable_file_is_named(run: Run) -> None:

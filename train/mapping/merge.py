@@ -49,6 +49,11 @@ def check_output(plan: Plan, out: Path, size: tuple[int, int] | None = None) -> 
         plan.require_one_size(f"the file {out}", "give clips of one size, or a folder as the output")
 
 
+def make_place(out: Path) -> None:
+    """Makes the folder that ``out`` is, or that a ``.dat`` file is in, before hours are spent on its content."""
+    (out.parent if out.suffix == ".dat" else out).mkdir(parents=True, exist_ok=True)
+
+
 def merge(
     folder: Path, shards: int, out: Path, *, alpha: float, scope: Scope, size: tuple[int, int] | None = None
 ) -> list[Written]:
@@ -68,10 +73,7 @@ def merge(
     check_weighting(alpha, scope)
     plan = parts.read_plan(folder, shards)
     check_output(plan, out, size)
-    if out.suffix == ".dat":
-        out.parent.mkdir(parents=True, exist_ok=True)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
+    make_place(out)
     run = _Merge(plan, folder, shards, out, alpha, scope)
     written = [run.frozen(size)] if plan.mode in FROZEN else run.per_frame()
     parts.remove(folder)

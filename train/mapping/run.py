@@ -90,6 +90,7 @@ def prepare(
     devices: Sequence[jax.Device] | None = None,
     codec: Codec | None = None,
     qp: float = 32.0,
+    check: Callable[[Plan], None] = lambda plan: None,
 ) -> Work:
     """Plans the maps of a sandwich's post-processor for these clips.
 
@@ -104,6 +105,7 @@ def prepare(
       memory: bytes that the maps of one batch may take on each device.
       devices: that share each batch; None: the default one.
       codec, qp: whose errors mode calibrated weighs.
+      check: is shown the plan, all but its batches, before anything is compiled to find these; may raise.
 
     Raises:
       ValueError: unknown mode, fewer than 1 sketch, period below 1, or too little memory for one frame.
@@ -120,12 +122,6 @@ def prepare(
         for clip in clips:
             codec.check(maps.map_size(clip.size), EncodeRequest(qp, "intra", BIT_DEPTH))
     arranged = _arranged(clips, period, padded=mode not in FROZEN)
-    # Batches of one size in place of full ones and a rest, so that little is computed in vain.
-    together: dict[tuple[int, int], int] = {}
-    for clip, canvas in arranged:
-        key, count = canvas or clip.size, _maps_of(clip, period)
-        together[key] = together.get(key, 0) + 1 if count == 1 else max(together.get(key, 0), count)
-    batches = {key: maps.frames_within(key, memory, count) for key, count in together.items()}
     planned = [
         PlannedClip(
             name=clip.name,
@@ -134,7 +130,7 @@ def prepare(
             size=clip.size,
             map_size=maps.map_size(clip.size),
             canvas=canvas,
-            batch=batches[canvas or clip.size],
+            batch=1,
         )
         for clip, canvas in arranged
     ]
@@ -150,7 +146,15 @@ def prepare(
         codec=f"{codec.name} {codec.version}" if calibrated and codec else None,
         qp=qp if calibrated else None,
     )
-    return Work(plan, [clip for clip, _ in arranged], maps, codec)
+    check(plan)
+    # Batches of one size in place of full ones and a rest, so that little is computed in vain.
+    together: dict[tuple[int, int], int] = {}
+    for i, clip in enumerate(planned):
+        key, count = clip.canvas or clip.size, plan.maps_of(i)
+        together[key] = together.get(key, 0) + 1 if count == 1 else max(together.get(key, 0), count)
+    batches = {key: maps.frames_within(key, memory, count) for key, count in together.items()}
+    sized = tuple(dataclasses.replace(clip, batch=batches[clip.canvas or clip.size]) for clip in planned)
+    return Work(dataclasses.replace(plan, clips=sized), [clip for clip, _ in arranged], maps, codec)
 
 
 def map_shard(work: Work, folder: Path, shard: Shard, *, advance: Callable[[int], None] = lambda maps: None) -> None:

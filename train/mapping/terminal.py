@@ -18,7 +18,7 @@ from jaxwrap.importance.weights import DEFAULT_ALPHA, Scope, check_weighting
 from jaxwrap.train.evaluate.modes import mode_of
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.mapping import parts
-from jaxwrap.train.mapping.merge import Written, check_output, merge
+from jaxwrap.train.mapping.merge import Written, check_output, make_place, merge
 from jaxwrap.train.mapping.plan import Mode, Plan, Shard, Sketches, parse_bytes
 from jaxwrap.train.mapping.run import Work, map_shard, parts_folder, prepare
 from jaxwrap.train.media import ClipReader, open_readers
@@ -71,7 +71,7 @@ class MapRun:
             raise ValueError(f"--{' and --'.join(ways)} were given: one at a time")
         if self.shards is not None and self.scheduler is None:
             raise ValueError("--shards N was given without --scheduler; one shard by itself is --shard I/N")
-        if min(self.merge or 1, self.shards or 1) < 1:
+        if any(number is not None and number < 1 for number in (self.merge, self.shards)):
             raise ValueError("a number of shards below 1 was given")
         if self.shard is not None and (self.alpha, self.scope) != (None, None):
             raise ValueError("--alpha and --scope were given with --shard; they belong to --merge, when all are done")
@@ -119,7 +119,7 @@ def run_maps(asked: MapRun) -> None:
     if asked.merge is not None:
         _show(_merged(asked, folder, asked.merge))
         return
-    (asked.out.parent if asked.out.suffix == ".dat" else asked.out).mkdir(parents=True, exist_ok=True)
+    make_place(asked.out)
     codec = X26x(asked.codec or "x265") if asked.mode == "calibrated" else None  # type: ignore[arg-type]
     wrapper, _ = load_wrapper(asked.run, dtype=asked.dtype)
     clips, unreadable = open_readers(asked.inputs, max_frames=asked.max_frames)
@@ -130,13 +130,13 @@ def run_maps(asked: MapRun) -> None:
         receiver=f"post-processor of {asked.run}" + (f" in {asked.dtype}" if asked.dtype != DTYPES[0] else ""),
         sketches=asked.number_of_sketches,
         seed=asked.seed,
-        period=asked.period or 1,
+        period=1 if asked.period is None else asked.period,
         memory=parse_bytes(asked.memory),
         devices=_accelerators(),
         codec=codec,
         qp=32.0 if asked.qp is None else float(asked.qp),
+        check=lambda plan: check_output(plan, asked.out, asked.map_size),
     )
-    check_output(work.plan, asked.out, asked.map_size)
     shard = asked.chosen_shard
     if asked.scheduler is not None:
         shards = _on_cluster(asked, work, clips, folder)
