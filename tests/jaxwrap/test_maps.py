@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.fft import dctn
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, crop_to
 from jaxwrap.importance.batches import batched_importance_maps
 from jaxwrap.importance.maps import importance_map, yuv_metric
+from jaxwrap.importance.sketch import TopDct
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -53,6 +55,12 @@ def multi_scale(z: Yuv420) -> dict[str, Any]:
     return {"full": local(z), "half": (half, jnp.exp(-z.v)), "pooled": jnp.mean(z.y, (1, 2))}
 
 
+def attention(z: Frame) -> jax.Array:
+    """Rows of a picture that look at one another."""
+    scores = jax.nn.softmax(jnp.einsum("nhw,nkw->nhk", z.y, z.y) / 4)
+    return jnp.einsum("nhk,nkw->nhw", scores, z.y)
+
+
 def pointwise(z: Frame) -> Frame:
     return jax.tree.map(lambda p: p**3, z)
 
@@ -85,6 +93,7 @@ CASES = [
     pytest.param(local, gray(), "gaussian", id="local, Gaussian"),
     pytest.param(strided, gray(), "rademacher", id="strided, Rademacher"),
     pytest.param(upsampling, gray(h=4, w=4), "rademacher", id="upsampling, Rademacher"),
+    pytest.param(attention, gray(h=4, w=5), "gaussian", id="attention, Gaussian"),
     pytest.param(multi_scale, colour(), "rademacher", id="multi-scale, Rademacher"),
 ]
 
@@ -134,6 +143,20 @@ def test_a_batch_equals_its_frames_one_by_one() -> None:
         one = importance_map(multi_scale, jax.tree.map(lambda p, i=i: p[i : i + 1], z), key=KEY, frame_offset=5 + i)
         for a, b in zip(whole.h.planes, one.h.planes, strict=True):
             np.testing.assert_allclose(a[i : i + 1], b, rtol=2e-5, atol=1e-6)
+
+
+def test_a_top_dct_map_is_the_diagonal_behind_the_projection() -> None:
+    """A linear receiver: h = diag(Jᵀ Pᵀ P J), with P from SciPy's DCT of r(z)."""
+    z = gray(1, 5, 4)
+    jacobian = np.asarray(jax.jacrev(lambda y: conv(y))(jnp.asarray(z.y)), np.float64).reshape(5, 4, 2, 20)
+    spectrum = dctn(np.asarray(conv(jnp.asarray(z.y))[0], np.float64), axes=(0, 1), norm="ortho")
+    floor = np.sort(np.abs(spectrum).reshape(20, 2), axis=0)[-3]
+    kept = dctn(jacobian, axes=(0, 1), norm="ortho") * (np.abs(spectrum) >= floor)[..., None]
+    exact = (kept**2).sum((0, 1, 2)).reshape(1, 5, 4)
+    result = importance_map(lambda f: conv(f.y), z, key=KEY, sketches=400, sketch=TopDct(3))
+    score = (np.asarray(result.h.y) - exact) / np.asarray(result.standard_error.y)
+    assert np.sqrt(np.mean(score**2)) < 1.8
+    assert np.abs(score).max() < 6
 
 
 def test_the_same_key_gives_the_same_bytes_and_another_does_not() -> None:
@@ -319,7 +342,7 @@ def test_metrics_that_do_not_fit_are_refused(metric, message) -> None:
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="0 sketches"):
         importance_map(local, gray(), key=KEY, sketches=0)
-    with pytest.raises(ValueError, match=r"'dct'.*rademacher, gaussian"):
+    with pytest.raises(ValueError, match=r"'dct'.*rademacher, gaussian, and TopDct"):
         importance_map(local, gray(), key=KEY, sketch="dct")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="z holds NaN or infinity in frame 1"):
         importance_map(local, Yuv400(np.stack([np.ones((4, 4)), np.full((4, 4), np.nan)]).astype(np.float32)), key=KEY)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.fft import dctn, idctn
 
-from jaxwrap.importance.sketch import SKETCHES, Sketch, sketch_row
+from jaxwrap.importance.sketch import SKETCHES, Sketch, TopDct, sketch_row
 
 KEY = jax.random.key(7)
 OUTPUT = {"a": jax.ShapeDtypeStruct((3, 4, 5), jnp.float32), "b": jax.ShapeDtypeStruct((3, 7), jnp.float32)}
@@ -77,3 +78,68 @@ def test_unknown_sketches_are_refused_with_the_known_ones() -> None:
         Sketch(KEY, OUTPUT, rows=4, kind="hadamard")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 sketches"):
         Sketch(KEY, OUTPUT, rows=0)
+
+
+def projected(leaf: np.ndarray, k: int) -> np.ndarray:
+    """P v by SciPy's DCT: the k largest coefficients of each frame and channel."""
+    wide = np.asarray(leaf, np.float64)
+    if wide.ndim < 3:
+        return wide
+    spectrum = dctn(wide, axes=(1, 2), norm="ortho")
+    for n in range(wide.shape[0]):
+        for channel in np.ndindex(wide.shape[3:]):
+            part = spectrum[(n, slice(None), slice(None), *channel)]
+            part[np.abs(part) < np.sort(np.abs(part).ravel())[-min(k, part.size)]] = 0
+    return idctn(spectrum, axes=(1, 2), norm="ortho")
+
+
+PICTURES = {
+    "features": np.random.default_rng(5).standard_normal((2, 6, 5, 3)).astype(np.float32),
+    "plane": np.random.default_rng(6).standard_normal((2, 3, 4)).astype(np.float32),
+    "scores": np.random.default_rng(7).standard_normal((2, 7)).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("k", [2, 100])
+def test_top_dct_sketches_the_projection_on_the_largest_coefficients(k: int) -> None:
+    """E[s sᵀ] v = P v, and every row lies in the range of P."""
+    v = jax.tree.map(jnp.asarray, PICTURES)
+    kind = TopDct(k)
+    kept = kind.select(v)
+    rows = jax.jit(jax.vmap(lambda i: sketch_row(KEY, i, v, kind=kind, kept=kept)))(jnp.arange(600))
+    flat = {name: np.asarray(r, np.float64).reshape(600, 2, -1) for name, r in rows.items()}
+    inner = sum((flat[name] * PICTURES[name].reshape(1, 2, -1)).sum(2) for name in v)  # [600, 2] of ⟨s, v⟩
+    total = 0.0
+    for name, leaf in PICTURES.items():
+        wanted = projected(leaf, k).reshape(2, -1)
+        np.testing.assert_allclose(flat[name][0], projected_row(flat[name][0].reshape(leaf.shape), leaf, k), atol=1e-5)
+        mean = (inner[..., None] * flat[name]).mean(0)
+        # The mean of 600 draws, each of standard deviation ‖P v‖ or less per entry.
+        assert np.abs(mean - wanted).max() < 5 * np.sqrt((projected_norm(k) ** 2).max() / 600)
+        total += (wanted**2).sum(1)
+    spread = (inner**2).std(0) / np.sqrt(600)
+    np.testing.assert_array_less(np.abs((inner**2).mean(0) - total), 4 * spread)
+
+
+def projected_norm(k: int) -> np.ndarray:
+    return np.sqrt(sum((projected(leaf, k).reshape(2, -1) ** 2).sum(1) for leaf in PICTURES.values()))
+
+
+def projected_row(row: np.ndarray, like: np.ndarray, k: int) -> np.ndarray:
+    """The part of a row that P for ``like`` keeps."""
+    if like.ndim < 3:
+        return row.reshape(2, -1)
+    mask = np.abs(dctn(projected(like, k), axes=(1, 2), norm="ortho")) > 1e-9
+    return idctn(dctn(row, axes=(1, 2), norm="ortho") * mask, axes=(1, 2), norm="ortho").reshape(2, -1)
+
+
+def test_the_top_dct_operator_keeps_the_norm_of_the_projection() -> None:
+    v = {name: jnp.asarray(leaf) for name, leaf in PICTURES.items()}
+    apply = jax.jit(jax.vmap(lambda seed: Sketch(jax.random.key(seed), v, rows=4, kind=TopDct(3)).mv(v)))
+    norms = (np.asarray(apply(jnp.arange(300))) ** 2).sum(2)
+    np.testing.assert_array_less(np.abs(norms.mean(0) - projected_norm(3) ** 2), 4 * norms.std(0) / np.sqrt(300))
+
+
+def test_top_dct_wants_a_coefficient() -> None:
+    with pytest.raises(ValueError, match="at least 1 coefficient"):
+        TopDct(0)
