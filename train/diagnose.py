@@ -287,8 +287,16 @@ def _error(z: Frame, decoded: Frame) -> Frame:
 
 def _correlate(a: Frame, b: Frame) -> tuple[float, float]:
     """(of samples, of block means)."""
-    samples = map_correlation(*(np.concatenate([np.ravel(p) for p in frame.planes]) for frame in (a, b)))
-    return samples, map_correlation(pooled_means(a, BLOCK), pooled_means(b, BLOCK))
+    samples = [np.concatenate([np.ravel(p) for p in frame.planes]) for frame in (a, b)]
+    blocks = [pooled_means(frame, BLOCK) for frame in (a, b)]
+    return _correlate_arrays(*samples), _correlate_arrays(*blocks)
+
+
+def _correlate_arrays(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's coefficient; two maps that are constant (but for rounding) agree, and one has nothing to say of
+    another."""
+    constant = [float(np.std(m)) < 1e-5 * float(np.mean(m)) for m in (a, b)]
+    return float(all(constant)) if any(constant) else map_correlation(a, b)
 
 
 def _mean_correlation(values: Sequence[tuple[float, float]]) -> Correlation:

@@ -36,7 +36,7 @@ from jaxwrap.wrappers.switchable import Wrapper
 NO_EFFECT = 0.5
 """BD-rates of less than this many percent, and those whose interval holds 0, count as no effect."""
 
-Effect = Literal["gains", "no effect", "loses"]
+Effect = Literal["gains", "no effect", "loses", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,23 +166,25 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """BD-rates [%] by picture, their mean, and pictures that allow none, with the reason."""
+    """BD-rates [%] by picture, their mean (None where no picture has one), and pictures without, with the reason."""
 
     values: dict[str, float]
-    interval: Interval
+    interval: Interval | None
     left_out: dict[str, str]
 
     @property
     def effect(self) -> Effect:
         """What the interval says, see `NO_EFFECT`."""
         i = self.interval
+        if i is None:
+            return "unknown"
         if abs(i.mean) < NO_EFFECT or (i.low is not None and i.high is not None and i.low <= 0 <= i.high):
             return "no effect"
         return "gains" if i.mean < 0 else "loses"
 
 
 def score(curves: Sequence[Curves]) -> Score:
-    """Raises `ValueError` where no picture has a BD-rate."""
+    """BD-rates of all pictures whose curves allow one."""
     values: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for curve in curves:
@@ -190,9 +192,7 @@ def score(curves: Sequence[Curves]) -> Score:
             values[curve.name] = curve.bd_rate()
         except ValueError as error:
             left_out[curve.name] = str(error)
-    if not values:
-        raise ValueError("no picture has a BD-rate:\n  " + "\n  ".join(f"{n}: {r}" for n, r in left_out.items()))
-    return Score(values, bootstrap_mean(list(values.values())), left_out)
+    return Score(values, bootstrap_mean(list(values.values())) if values else None, left_out)
 
 
 def received_error(picture: Picture, decoded: Frame) -> float:

@@ -47,6 +47,7 @@ _ROUNDING = 1 / math.sqrt(12)  # standard deviation of what rounding a QP offset
 _WORDS = {
     "gains": "QP offsets from maps save bits",
     "loses": "QP offsets from maps cost bits",
+    "unknown": "cannot be predicted, as no picture has a monotone curve of received quality over rate",
     "no effect": f"QP offsets from maps change nothing (less than {NO_EFFECT} %, or within the interval)",
 }
 
@@ -84,9 +85,11 @@ def findings(diagnosis: Diagnosis) -> list[Finding]:
 def verdict_text(codec: str, verdict: CodecVerdict, diagnosis: Diagnosis) -> str:
     """The prediction for one codec and its reason, in a few sentences."""
     interval = verdict.score.interval
-    bounds = (
-        "" if interval.low is None else f" (95 % interval {_signed(interval.low)} … {_signed(interval.high or 0)} %)"
-    )
+    if interval is None:
+        return f"{codec}: {_WORDS['unknown']}: {next(iter(verdict.score.left_out.values()))}."
+    bounds = ""
+    if interval.low is not None and interval.high is not None:
+        bounds = f" (95 % interval {_signed(interval.low)} … {_signed(interval.high)} %)"
     words = _WORDS[verdict.score.effect]
     text = [
         f"{codec}: {words}. Predicted BD-rate {_signed(interval.mean)} %{bounds}, {interval.num_sequences} pictures."

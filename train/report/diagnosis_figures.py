@@ -197,13 +197,14 @@ def verdict_figure(verdicts: Mapping[str, CodecVerdict]) -> bytes:
         places = range(1, len(values) + 1)
         colours = [_GREEN if v < 0 else _CODEC_COLOURS["x264"] for v in values.values()]
         axis.barh(places, list(values.values()), color=colours, alpha=0.6, height=0.7)
-        if interval.low is not None and interval.high is not None:
+        if interval is not None and interval.low is not None and interval.high is not None:
             axis.plot([interval.low, interval.high], [0, 0], color="#1a1a1a", linewidth=1.6)
-        axis.plot([interval.mean], [0], marker="D", color="#1a1a1a", markersize=5)
+        if interval is not None:
+            axis.plot([interval.mean], [0], marker="D", color="#1a1a1a", markersize=5)
         axis.set_yticks([0, *places], ["mean", *(_short(n) for n in values)], fontsize=8)
         axis.invert_yaxis()
         axis.axvline(0, color="#1a1a1a", linewidth=0.8)
-        reach = max(1.0, *(abs(v) for v in values.values()), abs(interval.low or 0), abs(interval.high or 0)) * 1.1
+        reach = 1.1 * max(1.0, *(abs(v) for v in values.values()))
         axis.set_xlim(-reach, reach)
         axis.set_xlabel("predicted BD-rate [%]  (negative: bits saved)")
         axis.set_title(name, fontsize=10)
