@@ -218,3 +218,24 @@ def test_a_writer_stays_alone_with_its_file(tmp_path):
         pytest.raises(OSError, match="written by another process"),
     ):
         MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420", resume=True)
+
+
+def test_a_full_disk_keeps_the_maps_that_are_whole(tmp_path, monkeypatch):
+    with MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420") as writer:
+        writer.append(maps_of(2))
+        write = files.GrowingFile._write
+
+        def full(self, offset: int, content: bytes) -> None:
+            write(self, offset, content[:100])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files.GrowingFile, "_write", full)
+        with pytest.raises(OSError, match=r"disk is full: .*m\.dat"):
+            writer.append(maps_of(1))
+        monkeypatch.undo()
+    with MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420", resume=True) as writer:
+        assert writer.count == 2
+        writer.append(maps_of(1))
+        writer.finish(mode="wa", **WHAT)
+    found = read_maps(tmp_path / "m.dat")[0]
+    np.testing.assert_array_equal(found.v, np.concatenate([maps_of(2).v, maps_of(1).v]))

@@ -137,6 +137,14 @@ def test_float64_diagonals_are_exact_to_float64() -> None:
         np.testing.assert_allclose(exact_diagonal(dead_units, z).y, exact, rtol=1e-12, atol=1e-12 * exact.max())
 
 
+def test_half_precision_receivers_have_float32_diagonals() -> None:
+    z = gray(1, 12, 14)
+    probed = exact_diagonal(lambda f: jnp.tanh(conv(f.y.astype(jnp.bfloat16)[..., None])), z)
+    assert probed.y.dtype == np.float32
+    exact = dense_diagonal(lambda f: jnp.tanh(conv(f.y[..., None])), z)[0]
+    assert np.corrcoef(probed.y.ravel(), exact.ravel())[0, 1] > 0.999
+
+
 @pytest.mark.parametrize(
     ("receiver", "options", "message"),
     [
