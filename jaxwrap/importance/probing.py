@@ -10,7 +10,8 @@ How far a sample reaches is measured, not declared: single samples are probed in
 random places, at z and at random other samples (units that are dead at z may be alive there), and the largest extent is
 taken, in output samples, relative to the sample's own place times the ratio of the sizes. As that is a measurement, the
 result is made safe in four ways. Every comb leaves a guard of outputs round each part that nothing may reach. All is
-done twice, with two coprime spacings, so that what reaches past a guard lands in another sample's part each time. A
+done twice, with two coprime spacings, so that what reaches past a guard lands in the part of a different sample
+each time (unless it reaches p (p + 1) samples far, or a multiple of that, in both directions, and nothing between). A
 value in a guard, or a difference between the two, at any sample of any frame, widens the reach and starts again. And
 samples drawn at random are computed again on their own. Only what is alive at z counts in all of this: a reach that z
 does not show cannot spoil the diagonal at z.
