@@ -21,6 +21,7 @@ from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_ma
 from jaxwrap.importance.memory import frames_within
 from jaxwrap.importance.probing import exact_diagonal
 from jaxwrap.importance.sketch import SKETCHES, Sketch, TopDct
+from jaxwrap.importance.staleness import Staleness, staleness
 from jaxwrap.importance.weights import DEFAULT_ALPHA, MapError, average_map, check_map, importance_weights
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "MapMean",
     "PlaneScale",
     "Sketch",
+    "Staleness",
     "TopDct",
     "average_map",
     "batched_importance_maps",
@@ -53,6 +55,7 @@ __all__ = [
     "frames_within",
     "importance_map",
     "importance_weights",
+    "staleness",
     "klt",
     "klt_gram",
     "root_weights",

@@ -242,6 +242,9 @@ def _checked_control(control: ControlVariate, z: Frame) -> ControlVariate:
                 f"the control variate's {name} is a {type(frame).__name__} of {tuple(frame.y.shape)}; z is a "
                 f"{type(z).__name__} of {tuple(z.y.shape)}: wanted the same, or 1 frame of it"
             )
+    known = [p for p in control.h.planes if not isinstance(p, jax.core.Tracer)]
+    if not all(np.isfinite(np.asarray(p)).all() for p in known):
+        raise ValueError("the control variate's map holds NaN or infinity; wanted the map at its reference")
     if control.beta is not None and not np.isfinite(control.beta):
         raise ValueError(
             f"the control variate's beta is {control.beta}; wanted a finite number, or None to estimate it"
