@@ -92,7 +92,7 @@ def refine_samples(
     problem, start = pose_problem(
         receiver, z, codec, qp=qp, target=target, metric=metric, bit_depth=bit_depth, rate_weight=rate_weight
     )
-    problem = with_gain(problem, start, encode(problem, start).decoded)
+    problem = with_gain(problem, start)
     return descend(problem, start, steps=steps, learning_rate=learning_rate)
 
 
@@ -156,9 +156,9 @@ def pose_problem(
     return Problem(function, as_partial(codec.encode), target, root, qps, unit, lagrangian, bit_depth), start
 
 
-def with_gain(problem: Problem, z: Frame, decoded: Frame) -> Problem:
-    """The problem with the gain g = ‖r(ẑ) − r(z)‖²_M / ‖ẑ − z‖² of a coding error. Raises `ValueError` where the error
-    does not reach the receiver's output."""
+def with_gain(problem: Problem, z: Frame, decoded: Frame | None = None) -> Problem:
+    """The problem with the gain g = ‖r(ẑ) − r(z)‖²_M / ‖ẑ − z‖² of a coding error, ẑ = ``decoded`` or, without, what
+    the proxy makes of z. Raises `ValueError` where the error does not reach the receiver's output."""
     gain = _gain(problem, z, decoded)
     _check_gain(gain)
     return dataclasses.replace(problem, gain=gain)
@@ -209,7 +209,9 @@ def encode(problem: Problem, z: Frame) -> EncodeResult:
 
 
 @jax.jit
-def _gain(problem: Problem, z: Frame, decoded: Frame) -> jax.Array:
+def _gain(problem: Problem, z: Frame, decoded: Frame | None) -> jax.Array:
+    if decoded is None:
+        decoded = encode(problem, z).decoded
     error = _frame_sums(jax.tree.map(lambda a, b: (a - b) ** 2, decoded, z))
     return problem.distortion(problem.receiver(decoded), problem.receiver(z)) / error
 
