@@ -37,6 +37,10 @@ def positive(*shape: int) -> np.ndarray:
     return RNG.uniform(0.5, 2.0, shape).astype(np.float32)
 
 
+def floats(*values: float) -> np.ndarray:
+    return np.asarray(values, np.float32)
+
+
 def ints(*values: int) -> np.ndarray:
     return np.asarray(values, np.int64)
 
@@ -73,7 +77,7 @@ def reference(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
 IMAGE = (1, 4, 7, 9)
 TRANSFORM = "coordinate_transformation_mode"
 # Operator, further inputs, attributes; then, where they differ, the input's shape and the opset.
-Case = tuple[str, list[np.ndarray | None], dict[str, Any]] | tuple[str, list[np.ndarray | None], dict[str, Any], Any]
+Case = tuple[str, list[Any], dict[str, Any]] | tuple[str, list[Any], dict[str, Any], Any]
 CASES: list[Any] = [
     *((op, [], {}) for op in ("Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "HardSwish", "Identity", "Neg")),
     *((op, [], {}) for op in ("Reciprocal", "Relu", "Shape", "Sigmoid", "Sin", "Size", "Softplus", "Softsign", "Tanh")),
@@ -81,11 +85,11 @@ CASES: list[Any] = [
     ("Sqrt", [], {}, positive(*IMAGE)),
     *((op, [real(4, 1, 1)], {}) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")),
     ("Add", [real(2, 4, 7, 9)], {}, real(1, 7, 9)),
-    ("Pow", [np.float32(2)], {}),
+    ("Pow", [np.asarray(2, np.float32)], {}),
     ("Sum", [real(9), real(7, 1)], {}),
     ("Mean", [real(9), real(7, 1)], {}),
-    ("Clip", [np.float32(-0.5), np.float32(0.25)], {}),
-    ("Clip", [None, np.float32(0.25)], {}),
+    ("Clip", [np.asarray(-0.5, np.float32), np.asarray(0.25, np.float32)], {}),
+    ("Clip", [None, np.asarray(0.25, np.float32)], {}),
     ("Clip", [], {"min": -0.5, "max": 0.25}, real(*IMAGE), 7),
     ("Elu", [], {"alpha": 0.5}),
     ("Mish", [], {}, real(*IMAGE), 18),
@@ -107,7 +111,7 @@ CASES: list[Any] = [
     ("Flatten", [], {"axis": -2}),
     ("Gather", [ints(2, 0, -1)], {"axis": 2}),
     ("Gather", [np.int64(1)], {"axis": 1}),
-    ("Pad", [ints(0, 0, 1, 2, 0, 0, 3, -1), np.float32(0.5)], {}),
+    ("Pad", [ints(0, 0, 1, 2, 0, 0, 3, -1), np.asarray(0.5, np.float32)], {}),
     ("Pad", [ints(0, 0, 1, 2, 0, 0, 3, 0)], {"mode": "reflect"}),
     ("Pad", [ints(0, 0, 1, 2, 0, 0, 3, 0)], {"mode": "edge"}),
     ("Pad", [], {"pads": [0, 0, 1, 2, 0, 0, 3, 0], "value": 2.0}, real(*IMAGE), 10),
@@ -169,14 +173,14 @@ CASES: list[Any] = [
     ("AveragePool", [], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 0, 1]}),
     ("AveragePool", [], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     ("AveragePool", [], {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}, real(1, 2, 6, 8)),
-    ("Resize", [None, np.float32([1, 1, 2, 3])], {TRANSFORM: "asymmetric", "nearest_mode": "floor"}),
-    ("Resize", [None, np.float32([1, 1, 2, 2])], {"mode": "nearest"}),
-    ("Resize", [None, np.float32([1, 1, 0.6, 1.7])], {"mode": "nearest", "nearest_mode": "ceil"}),
-    ("Resize", [None, np.float32([1, 1, 2, 1.5])], {"mode": "linear"}),
+    ("Resize", [None, floats(1, 1, 2, 3)], {TRANSFORM: "asymmetric", "nearest_mode": "floor"}),
+    ("Resize", [None, floats(1, 1, 2, 2)], {"mode": "nearest"}),
+    ("Resize", [None, floats(1, 1, 0.6, 1.7)], {"mode": "nearest", "nearest_mode": "ceil"}),
+    ("Resize", [None, floats(1, 1, 2, 1.5)], {"mode": "linear"}),
     ("Resize", [None, None, ints(1, 4, 5, 13)], {"mode": "linear", TRANSFORM: "align_corners"}),
     ("Resize", [None, None, ints(1, 4, 1, 13)], {"mode": "linear", TRANSFORM: "pytorch_half_pixel"}),
-    ("Resize", [np.float32([1, 1, 2, 0.5])], {"mode": "nearest"}, real(*IMAGE), 10),
-    ("Upsample", [np.float32([1, 1, 2, 3])], {"mode": "linear"}, real(*IMAGE), 9),
+    ("Resize", [floats(1, 1, 2, 0.5)], {"mode": "nearest"}, real(*IMAGE), 10),
+    ("Upsample", [floats(1, 1, 2, 3)], {"mode": "linear"}, real(*IMAGE), 9),
 ]  # fmt: skip
 
 
@@ -233,7 +237,7 @@ def test_logic_agrees_with_onnxruntime() -> None:
     ]
     nodes.insert(0, helper.make_node("Mul", ["x", "x"], ["x2"]))
     x = real(*IMAGE)
-    model = model_of(nodes, x, {"c": np.float32([0.1])})
+    model = model_of(nodes, x, {"c": floats(0.1)})
     np.testing.assert_array_equal(onnx_network(graph_of(model))(x)["y"], reference(model, x)[0])
 
 
@@ -364,14 +368,14 @@ BAD: dict[str, tuple[Any, str]] = {
         r"batches of 8, \[8, 3, 4, 4\]: export it with a batch of 1",
     ),
     "dropout in training mode": (
-        lambda: one_node("Dropout", {"ratio": np.float32(0.5), "training": np.asarray(True)}),
+        lambda: one_node("Dropout", {"ratio": np.asarray(0.5, np.float32), "training": np.asarray(True)}),
         "training mode.*inference mode",
     ),
     "batch statistics": (
         lambda: one_node("BatchNormalization", STATISTICS, training_mode=1),
         r"node 'it' \(BatchNormalization\) .*training mode",
     ),
-    "NaN weights": (lambda: one_node("Add", {"c": np.float32([np.nan])}), "NaN in the weights c"),
+    "NaN weights": (lambda: one_node("Add", {"c": floats(np.nan)}), "NaN in the weights c"),
     "a shape that depends on samples": (sized_by_samples, "'i' depends on the samples"),
     "too old": (
         lambda: graph_of(model_of([helper.make_node("Relu", ["x"], ["y"])], IMAGE, opset=6)),
