@@ -55,11 +55,11 @@ __all__ = [
     "frames_within",
     "importance_map",
     "importance_weights",
-    "staleness",
     "klt",
     "klt_gram",
     "root_weights",
     "sketched_rows",
+    "staleness",
     "transform_rows",
     "yuv_metric",
 ]

@@ -81,12 +81,14 @@ class ControlVariate:
 
     h = mean(a) − β (mean(c) − h_ref), a = (Jᵀ M^½ s)² at z and c at the reference. The variance falls by 1 − ρ², ρ the
     correlation of a and c between sketches, and the cost doubles: worth it where ρ² > ½, that is where the receiver is
-    nearly the same function of the samples at both places.
+    nearly the same function of the samples at both places. Errors at 8 sketches, over those without, measured on a
+    random restoration network and a random ReLU network, 200 sketches at the reference: static camera .28 and .41 one
+    frame later, .31 and .46 sixteen frames later; sports at 50 Hz .57 and .90 one frame later, .97 and 1 after sixteen.
 
     ``reference``: samples, N frames like z or 1 that serves them all. ``h``: its map, exact or from many sketches, of
-    the same receiver and metric. ``beta``: β; a number keeps the estimate unbiased. None estimates it for each frame
-    and plane by regression over all samples from the same sketches, which leaves a bias of the order of the correction
-    over the number of independent samples. Samples that come out negative are set to 0, and the rest of their 16×16
+    the same receiver and metric; its own error, times β, comes on top of the one that is stated. ``beta``: β; a number
+    keeps the estimate unbiased. None estimates it for each frame and plane by regression over all samples from the same
+    sketches, which leaves a bias of the order of the correction over the number of independent samples. Samples that come out negative are set to 0, and the rest of their 16×16
     block is scaled so that its mean is not changed: weights have to be ≥ 0, and blocks are what encoders act on.
     """
 
@@ -127,8 +129,9 @@ def importance_map(
 
     Cost: one forward pass and ``sketches`` backward passes (input gradients only) that share it; at the first call for
     a receiver and shape one forward pass more, which looks for frames that depend on one another. Traced and compiled
-    once per receiver and shape, whatever the number of sketches; pass parameters that change as
-    ``jax.tree_util.Partial(f, parameters)`` to keep the compiled code when they do.
+    once per receiver and shape, whatever the number of sketches. Parameters may change where the receiver is a Flax
+    module, a method of one, or a ``jax.tree_util.Partial(f, parameters)``; arrays in a closure, and modules inside
+    other objects, are read when the receiver is compiled and taken for constant, as by `jax.jit`.
 
     ``sketches="auto"`` takes 4, 8, 16, … sketches until the frame's relative block error
     (`ImportanceMap.relative_block_error`) is at most ``target_error``, or ``max_sketches`` is reached: then the map

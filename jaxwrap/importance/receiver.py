@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxwrap.arrays import Frame, num_frames
 from jaxwrap.importance.checks import check_output, draws_nothing, no_state_changes
@@ -27,9 +28,18 @@ or a function from the output (as `jax.ShapeDtypeStruct`) to such a pytree, for 
 
 
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
-    """A function as an argument for `jax.jit`: equal ones share compiled code, a Partial's parameters are traced."""
+    """A function as an argument for `jax.jit`: equal ones share compiled code.
+
+    Traced, so that they may change: the parameters of a `jax.tree_util.Partial`, and those of a Flax module that is
+    called itself or by one of its methods. All else that a function holds (a closure's arrays, modules inside other
+    objects) is read when it is compiled and taken for constant, as by `jax.jit`.
+    """
     if isinstance(function, jax.tree_util.Partial):
         return function
+    method, instance = (function.__func__, function.__self__) if inspect.ismethod(function) else (None, function)
+    if isinstance(instance, nnx.Module):
+        graph, state = nnx.split(instance)
+        return jax.tree_util.Partial(_Network(graph, method or type(instance).__call__), state)
     if inspect.ismethod(function):
         function = _Method(function.__func__, function.__self__)
     try:
@@ -48,6 +58,17 @@ class _Method:
 
     def __call__(self, *args: Any) -> Any:
         return self.function(self.instance, *args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """A method of a Flax module whose parameters come as an argument."""
+
+    graph: nnx.GraphDef[Any]
+    method: Callable[..., Any]
+
+    def __call__(self, state: Any, *args: Any) -> Any:
+        return self.method(nnx.merge(self.graph, state), *args)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

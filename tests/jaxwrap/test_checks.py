@@ -50,10 +50,12 @@ def test_networks_in_evaluation_mode_are_taken() -> None:
 
 
 @pytest.mark.parametrize("make", [normalising, dropping], ids=["batch statistics", "dropout"])
-def test_a_network_whose_state_would_change_is_refused_with_the_remedy(make) -> None:
+def test_networks_in_training_mode_are_refused_with_the_remedy(make: Callable[[bool], Network]) -> None:
     network = make(True)
-    with pytest.raises(ValueError, match=r"changes the state of a network .* network\.eval\(\)"):
-        importance_map(network, frames(), key=KEY)
+    direct = "changes the state" if make is normalising else r"draws random numbers \(.*\).*dropout"
+    for receiver, message in ((network, direct), (lambda z: network(z), "changes the state")):
+        with pytest.raises(ValueError, match=rf"{message}.*network\.eval\(\)"):
+            importance_map(receiver, frames(), key=KEY)
     network.eval()
     importance_map(network, frames(), key=KEY)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.fft import dctn
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, crop_to
@@ -238,16 +239,46 @@ def test_parameters_in_a_partial_change_without_compiling_again() -> None:
     np.testing.assert_allclose(second.h.y, 4 * np.asarray(first.h.y), rtol=1e-5)
 
 
+def test_a_networks_parameters_may_change_and_do_not_compile_again() -> None:
+    traces = []
+
+    class Network(nnx.Module):
+        def __init__(self) -> None:
+            self.gain = nnx.Param(jnp.float32(1.0))
+
+        def __call__(self, z: Frame) -> jax.Array:
+            traces.append(1)
+            return self.gain * local(z)
+
+        def decode(self, z: Frame) -> jax.Array:
+            return self(z)
+
+    network = Network()
+    for receiver in (network, network.decode):
+        network.gain[...] = jnp.float32(1.0)
+        first = importance_map(receiver, gray(), key=KEY).h.y
+        count = len(traces)
+        network.gain[...] = jnp.float32(2.0)
+        second = importance_map(receiver, gray(), key=KEY).h.y
+        assert len(traces) == count
+        np.testing.assert_allclose(second, 4 * np.asarray(first), rtol=1e-5)
+
+
 def test_unhashable_receivers_are_taken() -> None:
     class Network:
         __hash__ = None  # type: ignore[assignment]
 
         def __call__(self, z: Frame) -> jax.Array:
+            traces.append(1)
             return local(z)
 
+    network, traces = Network(), []
     np.testing.assert_array_equal(
-        importance_map(Network(), gray(), key=KEY).h.y, importance_map(local, gray(), key=KEY).h.y
+        importance_map(network, gray(), key=KEY).h.y, importance_map(local, gray(), key=KEY).h.y
     )
+    count = len(traces)
+    importance_map(network, gray(), key=KEY)
+    assert len(traces) == count > 0
 
 
 def test_padding_of_a_batch_has_no_weight_and_inner_samples_are_untouched() -> None:
