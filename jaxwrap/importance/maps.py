@@ -88,8 +88,9 @@ class ControlVariate:
     ``reference``: samples, N frames like z or 1 that serves them all. ``h``: its map, exact or from many sketches, of
     the same receiver and metric; its own error, times β, comes on top of the one that is stated. ``beta``: β; a number
     keeps the estimate unbiased. None estimates it for each frame and plane by regression over all samples from the same
-    sketches, which leaves a bias of the order of the correction over the number of independent samples. Samples that come out negative are set to 0, and the rest of their 16×16
-    block is scaled so that its mean is not changed: weights have to be ≥ 0, and blocks are what encoders act on.
+    sketches, which leaves a bias of the order of the correction over the number of independent samples. Samples that
+    come out negative are set to 0, and the rest of their 16×16 block is scaled so that its mean is not changed: weights
+    have to be ≥ 0, and blocks are what encoders act on.
     """
 
     reference: Frame
