@@ -149,11 +149,11 @@ def prepare(
     check(plan)
     # Batches of one size in place of full ones and a rest, so that little is computed in vain.
     together: dict[tuple[int, int], int] = {}
-    for i, clip in enumerate(planned):
-        key, count = clip.canvas or clip.size, plan.maps_of(i)
+    for i, item in enumerate(planned):
+        key, count = item.canvas or item.size, plan.maps_of(i)
         together[key] = together.get(key, 0) + 1 if count == 1 else max(together.get(key, 0), count)
     batches = {key: maps.frames_within(key, memory, count) for key, count in together.items()}
-    sized = tuple(dataclasses.replace(clip, batch=batches[clip.canvas or clip.size]) for clip in planned)
+    sized = tuple(dataclasses.replace(item, batch=batches[item.canvas or item.size]) for item in planned)
     return Work(dataclasses.replace(plan, clips=sized), [clip for clip, _ in arranged], maps, codec)
 
 
