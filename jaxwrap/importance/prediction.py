@@ -10,8 +10,15 @@ what a block's quality does to the prediction of its neighbours, and the encoder
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.fft import dctn  # type: ignore[import-untyped]
+
+from jaxwrap.arrays import Frame, num_frames, size_of
+
+_TRANSFORM = 8
 
 
 def moved_totals(qps: ArrayLike, blocks: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -42,6 +49,43 @@ def moved_totals(qps: ArrayLike, blocks: np.ndarray, offsets: np.ndarray) -> np.
     inside = np.clip(place, 0.0, 1.0)
     first, second = (np.take_along_axis(shares, c, axis=0) for c in (cell, cell + 1))
     return (total * (first + inside * (second - first))).sum(1)
+
+
+def bit_shares(z: Frame, step: float, block: int) -> np.ndarray:
+    """Share of each block in a picture's bits, as far as the samples tell: flat, in raster order, sum 1.
+
+    Encoders do not report the bits of blocks. These are the shares in the number of quantised coefficients that are not
+    0: of the 8×8 DCT without its lowest coefficient, |c| > step / 2, all planes together. (Bits are proportional to
+    this number in the ρ-domain model of He and Mitra, 2001.)
+
+    On eight pairs of wrapper and encoder and six pictures of coco/train2017, predicted bits of encodes with offsets
+    were off by 0.7 % so (root mean square of the pairs' means over QPs), by 1.2 % with the bits of a baseline JPEG of
+    the decoded planes, and by 1.4 % with Σ ½ log₂(1 + c²/step²) of what remains after a simple intra prediction.
+
+    Args:
+      z: samples of one picture.
+      step: of the quantiser, in samples, for an orthonormal transform.
+      block: side in luma samples; a multiple of 16, or of 8 in 4:0:0.
+    """
+    if num_frames(z) != 1 or block % (_TRANSFORM * (1 if len(z.planes) == 1 else 2)):
+        raise ValueError(
+            f"{num_frames(z)} pictures and blocks of {block} were given; wanted one, and a multiple of 16 (4:0:0: of 8)"
+        )
+    height, _ = size_of(z)
+    total: Any = 0.0
+    for plane in z.planes:
+        values = np.asarray(plane[0], np.float64)
+        h, w = values.shape
+        values = np.pad(values, ((0, -h % _TRANSFORM), (0, -w % _TRANSFORM)), mode="edge")
+        cells = values.reshape(values.shape[0] // _TRANSFORM, _TRANSFORM, -1, _TRANSFORM).swapaxes(1, 2)
+        coefficients = np.abs(dctn(cells, axes=(2, 3), norm="ortho"))
+        coefficients[..., 0, 0] = 0.0
+        counts = (coefficients > 0.5 * step).sum((2, 3))  # [⌈h/8⌉, ⌈w/8⌉]
+        side = block * h // height // _TRANSFORM
+        rows, columns = (np.arange(0, n, side) for n in counts.shape)
+        total = total + np.add.reduceat(np.add.reduceat(counts, rows, axis=0), columns, axis=1)
+    shares = np.ravel(total) + 1e-3  # where nothing is left, all blocks are alike
+    return shares / shares.sum()
 
 
 def offset_bits(offsets: np.ndarray) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxwrap.importance.prediction import moved_totals, offset_bits, weight_spread_bits
+from jaxwrap.arrays import Yuv400, Yuv420
+from jaxwrap.importance.prediction import bit_shares, moved_totals, offset_bits, weight_spread_bits
 from jaxwrap.metrics.bjontegaard import bd_rate
 
 QPS = np.array([17, 22, 27, 32, 37, 42, 47])
@@ -49,6 +50,25 @@ def test_the_predicted_gain_is_the_spread_of_the_weights_at_high_rates() -> None
 def test_spread_of_two_levels_has_its_closed_form() -> None:
     assert weight_spread_bits(np.ones((3, 4))) == 0
     assert weight_spread_bits(np.array([0.5, 1.5])) == pytest.approx(-0.25 * np.log2(0.75))
+
+
+def test_bit_shares_follow_the_coefficients_that_stay() -> None:
+    """A cosine of one frequency has one coefficient per 8×8 cell, 8 · amplitude / 2 for an orthonormal transform."""
+    place = (np.arange(8) + 0.5) * np.pi / 8
+    cell = np.outer(np.cos(2 * place), np.cos(3 * place))  # coefficient (2, 3) = 4
+    luma, chroma = np.zeros((1, 32, 48)), np.zeros((1, 16, 24))
+    luma[0, :16, :16] = np.tile(cell, (2, 2))
+    luma[0, 16:, 32:] = 3 * np.tile(cell, (2, 2))
+    z = Yuv420(luma + 100, chroma, chroma.copy())
+    z.u[0, :8, 16:] = 5 * cell
+    shares = bit_shares(z, 7.9, 16).reshape(2, 3)  # 4 > 7.9 / 2
+    np.testing.assert_allclose(shares * 9, [[4, 0, 1], [0, 0, 4]], atol=0.01)
+    np.testing.assert_allclose(bit_shares(z, 8.1, 16).reshape(2, 3) * 5, [[0, 0, 1], [0, 0, 4]], atol=0.01)
+    np.testing.assert_allclose(bit_shares(z, 1000.0, 16), 1 / 6)
+    np.testing.assert_allclose(bit_shares(z, 7.9, 32).reshape(1, 2) * 9, [[4, 5]], atol=0.01)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        bit_shares(z, 8.0, 8)
+    assert bit_shares(Yuv400(luma), 8.0, 8).shape == (24,)
 
 
 def test_offset_bits_are_the_entropy_of_their_changes() -> None:

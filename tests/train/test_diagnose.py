@@ -192,7 +192,7 @@ def test_verdicts_say_what_and_why() -> None:
     words = text(loses, terms={"x265": bent})
     assert "cost bits" in words
     assert "40% at QP 42" in words
-    assert "1 pictures allow no BD-rate" in words
+    assert "allow no BD-rate: c." in words
     unknown = dataclasses.replace(gains, score=Score({}, None, {"c": "the curve is not monotone"}))
     assert "cannot be predicted" in text(unknown)
     assert "noisy" in text(loses, sketch_errors=[SketchError(4, 1.0, 0.9, 0.7)])

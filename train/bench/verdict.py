@@ -8,8 +8,7 @@ follows the pre-processor, and its inverse precedes the post-processor, so that 
   luma at its place. The importance of blocks differs by 9, and offsets can reach it.
 * ``chroma``: U and V × 1/2. Their importance is 4 times what it was, but blocks are equal: offsets cannot reach it.
 * ``spectrum``: in the odd patches of the same checkerboard, the orthonormal 8×8 DCT coefficients (u, v) with u + v ≥ 6
-  × 1/64. Their map is high because most coefficients matter 4096 times as much, but quantisers drop these whatever bits
-  they are offered: the map misleads.
+  × 1/8. The importance of blocks differs, but through coefficients that are mostly quantised to 0.
 
 Predictions see plain encodes only (`jaxwrap.train.verdict`). Measured are real encodes with the same weights.
 """
@@ -53,7 +52,7 @@ PATCH = 64
 PATCH_GAIN = 1 / 3
 CHROMA_GAIN = 1 / 2
 SPECTRUM_ORDER = 6
-SPECTRUM_GAIN = 1 / 64
+SPECTRUM_GAIN = 1 / 8
 
 Scaling = Callable[[Frame, bool], Frame]
 """(normalised samples, whether to undo) → samples."""

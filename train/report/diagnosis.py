@@ -95,9 +95,14 @@ def verdict_text(codec: str, verdict: CodecVerdict, diagnosis: Diagnosis) -> str
         f"{codec}: {words}. Predicted BD-rate {_signed(interval.mean)} %{bounds}, {interval.num_sequences} pictures."
     ]
     low, high = verdict.offsets
+    moves = (
+        f"{verdict.moved:.0%} of the blocks change their QP, by {low:+d} to {high:+d}"
+        if verdict.moved
+        else "no QP moves"
+    )
     text.append(
         f"Weights of blocks spread by {verdict.spread_bits:.3f} bits per sample (½ log₂ of their arithmetic over their "
-        f"geometric mean); {verdict.moved:.0%} of the blocks change their QP, by {low:+d} to {high:+d}."
+        f"geometric mean); {moves}."
     )
     terms = diagnosis.terms[codec]
     ratio = terms.ratio("diagonal").mean(0)
@@ -119,7 +124,7 @@ def verdict_text(codec: str, verdict: CodecVerdict, diagnosis: Diagnosis) -> str
     if reasons:
         text.append("Reason: " + "; ".join(reasons) + ".")
     if verdict.score.left_out:
-        text.append(f"{len(verdict.score.left_out)} pictures allow no BD-rate and are left out.")
+        text.append(f"Left out, as they allow no BD-rate: {', '.join(verdict.score.left_out)}.")
     return " ".join(text)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from jaxwrap.importance.diagnostics import BlockEnergy, SketchError
 from jaxwrap.train.diagnose import CodecTerms, CodecVerdict, Correlation
@@ -38,7 +38,9 @@ def cross_figure(terms: Mapping[str, CodecTerms]) -> bytes:
         ha="right", va="bottom", color="#555555",
     )  # fmt: skip
     left.set_yscale("log")
+    left.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     left.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.set_ylabel("‖e‖² / |2⟨e, η⟩|")
     left.legend(frameon=False)
     first, one = next(iter(terms.items()))
