@@ -4,9 +4,9 @@ Pictures are single frames, coded all intra at 10 bits. Quality is 10 log₁₀(
 frames, r is the post-processor, M is YUV 6:1:1. Weights are those of the methods ``wa+dqp``: one map of each picture.
 BD-rates are per picture, negative where bits are saved, then a mean with its bootstrap interval over pictures.
 
-Measured against the encodes of `jaxwrap.train.bench.verdict` on coco/train2017, where predictions were developed,
-effects near 0 are predicted within 0.5 %, and large gains come out a fifth too large: what blocks of a coarser QP do to
-the prediction of their neighbours is not modelled.
+On coco/train2017, where they were developed, predictions near 0 are off by up to 0.5 % at the default α, and by 0.6 to
+1.1 % at α = 0, always to the hopeful side; large gains come out a fifth too large. What blocks of another QP do to the
+prediction of their neighbours, and what many changes of the QP cost, is modelled in part only.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from jaxwrap.train.evaluate.workers import Workers
 from jaxwrap.train.media import Clip
 from jaxwrap.wrappers.switchable import Wrapper
 
-NO_EFFECT = 0.5
-"""BD-rates of less than this many percent, and those whose interval holds 0, count as no effect."""
+NO_EFFECT = 1.0
+"""BD-rates of less than this many percent, and those whose interval holds 0, count as no effect: predictions are not
+better than that."""
 
 Effect = Literal["gains", "no effect", "loses", "unknown"]
 

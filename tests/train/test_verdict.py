@@ -137,7 +137,7 @@ def test_a_score_is_what_its_interval_says() -> None:
     assert score([curves("a", 0.9), curves("b", 0.95)]).effect == "gains"
     assert score([curves("a", 1.1), curves("b", 1.05)]).effect == "loses"
     assert score([curves("a", 0.9), curves("b", 1.05)]).effect == "no effect"  # the interval holds 0
-    assert score([curves("a", 0.996), curves("b", 0.998)]).effect == "no effect"  # less than `NO_EFFECT`
+    assert score([curves("a", 0.991), curves("b", 0.996)]).effect == "no effect"  # less than `NO_EFFECT`
     result = score([curves("a", 0.9), curves("short", 0.5, points=4)])
     assert result.values == pytest.approx({"a": -10.0})
     assert "4 points" in result.left_out["short"]
