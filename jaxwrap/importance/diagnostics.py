@@ -129,7 +129,7 @@ def pooled_means(frame: Frame, block: int) -> np.ndarray:
 def pooled_sums(frame: Frame, block: int) -> np.ndarray:
     """Sum over the samples of all planes in each ``block × block`` of luma, ``[N, ⌈H/block⌉, ⌈W/block⌉]`` float64."""
     height, _ = size_of(frame)
-    total = 0.0
+    total: Any = 0.0
     for plane in frame.planes:
         values = np.asarray(plane, np.float64)
         side = block * values.shape[1] // height

@@ -150,8 +150,8 @@ def spectrum(frame: Frame, undo: bool) -> Frame:
     """See the module. Planes are completed to whole 8×8 blocks by edge replication; what is cut off is not changed."""
     basis = jnp.asarray(dct(np.eye(8), axis=0, norm="ortho"), jnp.float32)
     order = np.add.outer(np.arange(8), np.arange(8))
-    gains = np.where(order >= SPECTRUM_ORDER, 1 / SPECTRUM_GAIN if undo else SPECTRUM_GAIN, 1.0)
-    gains = jnp.asarray(gains.reshape(1, 1, 8, 1, 8), jnp.float32)
+    by_order = np.where(order >= SPECTRUM_ORDER, 1 / SPECTRUM_GAIN if undo else SPECTRUM_GAIN, 1.0)
+    gains = jnp.asarray(by_order.reshape(1, 1, 8, 1, 8), jnp.float32)
 
     def one(plane: Any) -> Any:
         n, h, w = plane.shape
