@@ -3,6 +3,17 @@
 from jaxwrap.importance.averages import MapMean
 from jaxwrap.importance.batches import batched_importance_maps
 from jaxwrap.importance.calibration import Calibration, calibrate, calibrated_map
+from jaxwrap.importance.diagnostics import (
+    BlockEnergy,
+    ErrorTerms,
+    SketchError,
+    attributed_error,
+    block_energy,
+    diagonal_error,
+    error_terms,
+    map_correlation,
+    sketch_errors,
+)
 from jaxwrap.importance.gram import (
     ChannelGram,
     ChannelMoments,
@@ -19,6 +30,7 @@ from jaxwrap.importance.gram import (
 from jaxwrap.importance.jacobian import Jacobian, JacobianRows, dct_matrix, sketched_rows, transform_rows
 from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map, yuv_metric
 from jaxwrap.importance.memory import frames_within
+from jaxwrap.importance.prediction import moved_totals, weight_spread_bits
 from jaxwrap.importance.probing import exact_diagonal
 from jaxwrap.importance.sketch import SKETCHES, Sketch, TopDct
 from jaxwrap.importance.staleness import Staleness, staleness
@@ -27,11 +39,13 @@ from jaxwrap.importance.weights import DEFAULT_ALPHA, MapError, average_map, che
 __all__ = [
     "DEFAULT_ALPHA",
     "SKETCHES",
+    "BlockEnergy",
     "Calibration",
     "ChannelGram",
     "ChannelMoments",
     "ChannelTransform",
     "ControlVariate",
+    "ErrorTerms",
     "ImportanceMap",
     "Jacobian",
     "JacobianRows",
@@ -39,16 +53,21 @@ __all__ = [
     "MapMean",
     "PlaneScale",
     "Sketch",
+    "SketchError",
     "Staleness",
     "TopDct",
+    "attributed_error",
     "average_map",
     "batched_importance_maps",
+    "block_energy",
     "calibrate",
     "calibrated_map",
     "channel_gram",
     "channel_transform",
     "check_map",
     "dct_matrix",
+    "diagonal_error",
+    "error_terms",
     "exact_diagonal",
     "fold_into_first",
     "fold_into_last",
@@ -57,9 +76,13 @@ __all__ = [
     "importance_weights",
     "klt",
     "klt_gram",
+    "map_correlation",
+    "moved_totals",
     "root_weights",
+    "sketch_errors",
     "sketched_rows",
     "staleness",
     "transform_rows",
+    "weight_spread_bits",
     "yuv_metric",
 ]
