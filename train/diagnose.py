@@ -28,7 +28,7 @@ from jaxwrap.importance.diagnostics import (
     pooled_means,
     sketch_errors,
 )
-from jaxwrap.importance.jacobian import Jacobian, JacobianRows, sketched_rows
+from jaxwrap.importance.jacobian import Jacobian, sketched_rows
 from jaxwrap.importance.maps import ImportanceMap, yuv_metric
 from jaxwrap.importance.prediction import weight_spread_bits
 from jaxwrap.metrics.bjontegaard import Interval, bootstrap_mean
@@ -163,12 +163,13 @@ def diagnose(
     examined = [pictures[n] for n in coded]
     again = maps_of(examined, sketches=sketches, seed=seed + len(pictures))
 
-    rows: list[JacobianRows] = []
+    errors, energies = [], []
     for n, picture in enumerate(examined[:_ROW_PICTURES]):
         key = jax.random.fold_in(jax.random.key(seed + len(pictures) + 1), n)
         count = max(SKETCH_COUNTS) + REFERENCE_SKETCHES
-        made = sketched_rows(Jacobian(picture.receiver, picture.z, yuv_metric), key, count)
-        rows.append(jax.device_get(made))
+        rows = sketched_rows(Jacobian(picture.receiver, picture.z, yuv_metric), key, count)
+        errors.append(sketch_errors(rows, counts=SKETCH_COUNTS, reference=REFERENCE_SKETCHES))
+        energies.append([block_energy(rows, block) for block in ENERGY_BLOCKS])
         advance("sketches", n + 1, min(_ROW_PICTURES, len(examined)))
 
     weights = offset_weights(coded_maps, alpha)
@@ -214,8 +215,8 @@ def diagnose(
         between_inputs=pairs,
         common_size=common,
         resized=len({size_of(p.z) for p in pictures}) > 1,
-        sketch_errors=_mean_sketch_errors(rows),
-        energy=[_sum_energy([block_energy(r, block) for r in rows]) for block in ENERGY_BLOCKS],
+        sketch_errors=_mean_sketch_errors(errors),
+        energy=[_sum_energy(parts) for parts in zip(*energies, strict=True)],
         verdicts=verdicts,
     )
     return diagnosis, (examined[0], weights[0])
@@ -339,9 +340,8 @@ def _between_inputs(
     return [_correlate(a, b) for a, b in itertools.combinations(cut, 2)], (height, width)
 
 
-def _mean_sketch_errors(rows: Sequence[JacobianRows]) -> list[SketchError]:
+def _mean_sketch_errors(tables: Sequence[Sequence[SketchError]]) -> list[SketchError]:
     """Root mean square over pictures."""
-    tables = [sketch_errors(r, counts=SKETCH_COUNTS, reference=REFERENCE_SKETCHES) for r in rows]
     return [
         SketchError(
             of_count[0].sketches,

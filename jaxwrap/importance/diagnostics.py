@@ -179,37 +179,32 @@ def sketch_errors(
     usable = [n for n in counts if n <= total - reference]
     if reference < 2 or not usable:
         raise ValueError(f"{total} rows were given; {max(2, reference)} for reference leave too few for {counts[0]}")
-    squares = [np.square(np.asarray(plane, np.float64)) for plane in rows.planes.planes]
-    flat = np.concatenate([p.reshape(*p.shape[:2], -1) for p in squares], axis=2)  # [N, S, samples]
-    blocks = np.stack(
-        [
-            pooled_means(frame_of([p[:, s] for p in squares]), _REPORT_BLOCK).reshape(len(flat), -1)
-            for s in range(total)
-        ],
-        axis=1,
-    )  # [N, S, blocks]
-    found = {
-        name: _relative_errors(values, usable, reference) for name, values in (("samples", flat), ("blocks", blocks))
-    }
-    return [SketchError(n, found["samples"][i], found["blocks"][i], math.sqrt(2.0 / n)) for i, n in enumerate(usable)]
+    squares = [np.square(np.asarray(plane, np.float32)) for plane in rows.planes.planes]  # [N, S, H, W]
+    pooled = [pooled_means(frame_of([p[:, s] for p in squares]), _REPORT_BLOCK) for s in range(total)]
+    samples = _relative_errors(squares, usable, reference)
+    blocks = _relative_errors([np.stack(pooled, axis=1)], usable, reference)
+    return [SketchError(n, samples[i], blocks[i], math.sqrt(2.0 / n)) for i, n in enumerate(usable)]
 
 
 _REPORT_BLOCK = 16
 
 
-def _relative_errors(values: np.ndarray, counts: Sequence[int], reference: int) -> list[float]:
+def _relative_errors(planes: Sequence[np.ndarray], counts: Sequence[int], reference: int) -> list[float]:
     """Of means over n values along axis 1 against the expectation, which the last ``reference`` of them estimate."""
-    tried, kept = values[:, :-reference], values[:, -reference:]
-    h = kept.mean(1, keepdims=True)
-    noise = float(kept.var(1, ddof=1).sum()) / reference
-    energy = float(np.square(h).sum()) - noise
-    errors = []
-    for n in counts:
-        groups = tried.shape[1] // n
-        means = tried[:, : groups * n].reshape(len(tried), groups, n, -1).mean(2)  # [N, groups, values]
-        square = float(np.square(means - h).sum()) / groups - noise
-        errors.append(math.sqrt(max(square, 0.0) / energy))
-    return errors
+    energy, noise = 0.0, 0.0
+    squares = [0.0] * len(counts)
+    for values in planes:
+        kept = values[:, -reference:]
+        h = kept.mean(1, keepdims=True, dtype=np.float64)
+        own = float(np.square(kept - h).sum()) / (reference - 1) / reference
+        energy += float(np.square(h).sum()) - own
+        noise += own
+        for i, n in enumerate(counts):
+            groups = (values.shape[1] - reference) // n
+            for g in range(groups):
+                part = values[:, g * n : (g + 1) * n].mean(1, keepdims=True, dtype=np.float64)
+                squares[i] += float(np.square(part - h).sum()) / groups
+    return [math.sqrt(max(square - noise, 0.0) / energy) for square in squares]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

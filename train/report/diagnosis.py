@@ -251,7 +251,7 @@ def _frozen(diagnosis: Diagnosis) -> Finding:
     return Finding(
         title,
         "holds" if part >= SAME_MAP else "in part" if part >= 0.5 else "fails",
-        f"16×16 means of different inputs correlate by {np.median(values):.2f} in the median of {len(values)} pairs "
+        f"16×16 means of different inputs correlate by {np.median(values):.2f} in the median of {len(values)} pair(s) "
         f"({np.percentile(values, 10):.2f} … {np.percentile(values, 90):.2f} for the middle 80 %), {ceiling:.2f} "
         f"within an input between independent sketches.{where}",
     )
