@@ -112,7 +112,7 @@ class MapWriter:
             details = json.loads(json.dumps(details or {}, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ValueError(f"details {details} cannot be written as JSON: {error}") from error
-        fields = {
+        fields: dict[str, Any] = {
             "width": self.size[1],
             "height": self.size[0],
             "chroma": self.chroma,

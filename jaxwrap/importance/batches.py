@@ -43,8 +43,8 @@ def batched_importance_maps(
         such as `yuv_metric`; None for 1.
       size: common (luma height, luma width); None: that of the largest members. Batches of one size and number of
         pictures share compiled code.
-      options: further ones of `importance_map`: ``frame_offset``, ``target_error``, ``max_sketches``, ``memory_budget``,
-        ``devices``.
+      options: further ones of `importance_map`: ``frame_offset``, ``target_error``, ``max_sketches``,
+        ``memory_budget``, ``devices``.
 
     Returns:
       One map per member of ``zs``, at its own size. Errors as in `importance_map`.
