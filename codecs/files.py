@@ -7,7 +7,8 @@ import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Self
 
 HASH_CHUNK = 1 << 20
 
@@ -31,32 +32,44 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-class GrowingFile:
-    """A file of a header and records of one size that grows under ``.NAME.part`` and is renamed when it is whole.
+class OpenFile:
+    """A context manager that closes its file at the end."""
 
-    What was appended survives an interrupted program: ``resume`` goes on after the last whole record. The file is
-    locked while it is open, so that a worker that was given up for lost cannot write into its successor's.
+    _file: BinaryIO
+
+    def close(self) -> None:
+        """May be called again."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class GrowingFile(OpenFile):
+    """A file of a header and records of one size that grows under ``.NAME.part`` and is renamed when it is whole;
+    closed before that, it is removed.
+
+    It is locked while it is open. Raises `OSError` where another process is writing it.
     """
 
-    def __init__(self, path: Path, *, header_bytes: int, record_bytes: int, resume: bool = False) -> None:
+    def __init__(self, path: Path, *, header_bytes: int, record_bytes: int) -> None:
         self.path, self._header_bytes, self._record_bytes = path, header_bytes, record_bytes
         self._part = path.with_name(f".{path.name}.part")
-        self._part.touch()
-        self._file = self._part.open("r+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise OSError(error.errno, f"{path} is being written by another process: wait for it or stop it") from error
-        size = self._file.seek(0, os.SEEK_END)
-        self.records = max(0, size - header_bytes) // record_bytes if resume else 0
-        self._file.truncate(self._end)  # what lies beyond is half a record, or not to be resumed
+        self._published = False
+        self._file = _locked(self._part, path)
+        self._file.truncate(0)  # what a process that was killed has left
+        self.count = 0
 
     @property
     def _end(self) -> int:
-        return self._header_bytes + self.records * self._record_bytes
+        return self._header_bytes + self.count * self._record_bytes
 
-    def append(self, records: bytes) -> None:
+    def _append(self, records: bytes) -> None:
         """Writes whole records. Raises `OSError` with what to do where the disk is full."""
         if len(records) % self._record_bytes:
             raise ValueError(f"{self.path}: {len(records)} bytes were given; records have {self._record_bytes}")
@@ -65,9 +78,9 @@ class GrowingFile:
         except OSError as error:
             _explain(error, self.path, len(records))
             raise
-        self.records += len(records) // self._record_bytes
+        self.count += len(records) // self._record_bytes
 
-    def publish(self, header: bytes, *, append_digest: bool = False) -> str:
+    def _publish(self, header: bytes, *, append_digest: bool = False) -> str:
         """Writes the header, renames the file, and returns the SHA-256 (hex) of header and records.
 
         With ``append_digest`` its 32 bytes are put at the end.
@@ -84,23 +97,40 @@ class GrowingFile:
         except OSError as error:
             _explain(error, self.path, self._end)
             raise
+        self._published = True
         self.close()
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Leaves the part for a later run to resume; nothing after `publish`."""
+        """Removes what was not published."""
+        if not self._published and not self._file.closed:
+            self._part.unlink(missing_ok=True)  # while it is locked: later it may be another's
         self._file.close()
-
-    def discard(self) -> None:
-        """Closes and removes the part."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
 
     def _write(self, offset: int, content: bytes) -> None:
         self._file.seek(offset)
         left = memoryview(content)
         while left:
             left = left[self._file.write(left) :]
+
+
+def _locked(part: Path, path: Path) -> BinaryIO:
+    """The file that bears the name ``part`` (made where there is none), locked."""
+    while True:
+        file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            file.close()
+            raise OSError(error.errno, f"{path} is being written by another process: wait for it or stop it") from error
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # renamed or removed by who held it between our opening and locking it: no longer ours to write
 
 
 def digest_of(file: BinaryIO, num_bytes: int | None = None) -> hashlib._Hash:
@@ -118,6 +148,6 @@ def _explain(error: OSError, path: Path, num_bytes: int) -> None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise OSError(
             error.errno,
-            f"the disk is full: {path} ({num_bytes} bytes) was not written, what was written before is kept; "
+            f"the disk is full: {path} ({num_bytes} bytes) was not written, what bore its name before is kept; "
             "free some space and run the same command again",
         ) from error

@@ -22,13 +22,12 @@ import dataclasses
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import numpy as np
 
 from jaxwrap.arrays import frame_of
-from jaxwrap.codecs.files import GrowingFile, digest_of
+from jaxwrap.codecs.files import GrowingFile, OpenFile, digest_of
 from jaxwrap.codecs.weightmap import Chroma, chroma_of, plane_shapes, split_planes
 from jaxwrap.importance.jacobian import JacobianRows
 
@@ -49,28 +48,20 @@ class RowInfo:
     frames: int
 
 
-class RowWriter:
+class RowWriter(GrowingFile):
     """Writes a row file frame by frame; a context manager.
 
-    ``rows`` is ℓ, ``size`` (height, width) of luma. Nothing bears the file's name before `finish`; ``resume`` goes on
-    after the `count` frames that an interrupted writer left in ``.NAME.rows.part`` (the caller sees to it that they are
-    of the same frames and settings). Raises `ValueError` for a name without ``.rows``, `OSError` where another process
-    is writing the file.
+    ``rows`` is ℓ, ``size`` (height, width) of luma; ``count`` the number of frames so far. Nothing bears the file's
+    name before `finish`, and nothing is left of a writer that is closed without it. Raises `ValueError` for a name
+    without ``.rows``, `OSError` where another process is writing the file.
     """
 
-    def __init__(
-        self, path: str | Path, *, rows: int, size: tuple[int, int], chroma: Chroma, resume: bool = False
-    ) -> None:
-        self.path, self.rows, self.size, self.chroma = _rows_name(path), rows, size, chroma
+    def __init__(self, path: str | Path, *, rows: int, size: tuple[int, int], chroma: Chroma) -> None:
+        self.rows, self.size, self.chroma = rows, size, chroma
         if rows < 1:
             raise ValueError(f"{path}: {rows} rows per frame were asked for; wanted 1 or more")
         record_bytes = 4 * rows * sum(h * w for h, w in plane_shapes(size, chroma))
-        self._file = GrowingFile(self.path, header_bytes=_HEADER.size, record_bytes=record_bytes, resume=resume)
-
-    @property
-    def count(self) -> int:
-        """Number of frames written so far."""
-        return self._file.records
+        super().__init__(_rows_name(path), header_bytes=_HEADER.size, record_bytes=record_bytes)
 
     def append(self, rows: JacobianRows) -> None:
         """Writes the rows of N frames, stored as float32. Raises `ValueError` where they are of another number, size or
@@ -84,7 +75,7 @@ class RowWriter:
         with np.errstate(over="ignore"):
             planes = [np.asarray(p).astype("<f4") for p in rows.planes.planes]
         _check_values(planes, f"rows for {self.path}", self.count)
-        self._file.append(
+        self._append(
             b"".join(p[n, s].tobytes() for n in range(len(planes[0])) for s in range(self.rows) for p in planes)
         )
 
@@ -93,25 +84,13 @@ class RowWriter:
         if self.count < 1:
             raise ValueError(f"{self.path}: no frames were given; a row file holds 1 or more")
         height, width = self.size
-        self._file.publish(
+        self._publish(
             _HEADER.pack(MAGIC, VERSION, self.rows, width, height, int(self.chroma), self.count), append_digest=True
         )
         return RowInfo(self.rows, width, height, self.chroma, self.count)
 
-    def discard(self) -> None:
-        """Removes what was written so far."""
-        self._file.discard()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
-class RowReader:
+class RowReader(OpenFile):
     """Reads the rows of a few frames at a time, from a checked file; a context manager.
 
     Header, length and hash are looked at once. ``data`` is a binary file that can be sought (`io.BytesIO` for bytes in
@@ -120,7 +99,7 @@ class RowReader:
     """
 
     def __init__(self, data: BinaryIO, name: str) -> None:
-        self._data, self._name = data, name
+        self._file, self._name = data, name
         length = data.seek(0, os.SEEK_END)
         if length < _HEADER.size + _DIGEST_BYTES:
             raise ValueError(f"{name} has {length} bytes: too short for the header and hash of a row file")
@@ -174,19 +153,11 @@ class RowReader:
         if not 0 <= start < stop <= info.frames:
             raise ValueError(f"frames {start} to {stop} of {self._name} were asked for; it holds {info.frames}")
         frame_bytes = 4 * self._samples * info.rows
-        self._data.seek(_HEADER.size + start * frame_bytes)
-        records = np.frombuffer(self._data.read((stop - start) * frame_bytes), "<f4")
+        self._file.seek(_HEADER.size + start * frame_bytes)
+        records = np.frombuffer(self._file.read((stop - start) * frame_bytes), "<f4")
         planes = split_planes(records.reshape(stop - start, info.rows, self._samples), self._shapes)
         _check_values(planes, self._name, start)
         return JacobianRows(frame_of(planes))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._data.close()
 
 
 def write_rows(path: str | Path, rows: JacobianRows) -> RowInfo:
@@ -195,12 +166,8 @@ def write_rows(path: str | Path, rows: JacobianRows) -> RowInfo:
     if len(y.shape) != 4:
         raise ValueError(f"rows of shape {tuple(y.shape)} were given; wanted [N, ℓ, H, W]")
     with RowWriter(path, rows=y.shape[1], size=tuple(y.shape[2:]), chroma=chroma_of(rows.planes)) as writer:
-        try:
-            writer.append(rows)
-            return writer.finish()
-        except BaseException:
-            writer.discard()
-            raise
+        writer.append(rows)
+        return writer.finish()
 
 
 def read_rows(path: str | Path) -> tuple[JacobianRows, RowInfo]:

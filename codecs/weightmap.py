@@ -17,17 +17,16 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
 from jaxwrap.arrays import Frame, Yuv400, check_frame, frame_of, size_of
-from jaxwrap.codecs.files import GrowingFile, digest_of, write_atomically
+from jaxwrap.codecs.files import GrowingFile, OpenFile, digest_of, write_atomically
 
-Mode = Literal["fwa", "iwa", "wa", "calibrated"]
-"""One map for all frames (fwa, calibrated), one per I frame in coding order (iwa), or one per frame in display order
-(wa)."""
+Mode = Literal["wa", "iwa", "fwa", "calibrated"]
+"""One map per frame in display order (wa), one per I frame in coding order (iwa), or one for all frames: the mean over
+them (fwa), or one weight per plane, calibrated on a codec's own errors (calibrated)."""
 
 Chroma = Literal["400", "420"]
 
@@ -56,24 +55,18 @@ class MapInfo:
     checksum: str
 
 
-class MapWriter:
+class MapWriter(GrowingFile):
     """Writes a map file map by map, to ``path`` (``.dat``) and its ``.json``; a context manager.
 
-    ``size`` is (height, width) of luma. Nothing bears the file's name before `finish`. A writer that is left without it
-    keeps what was appended in ``.NAME.dat.part``; ``resume`` goes on there, after the `count` maps that are whole (the
-    caller sees to it that they are of the same frames and settings). Raises `ValueError` for a name without ``.dat``,
-    `OSError` where another process is writing the file.
+    ``size`` is (height, width) of luma; ``count`` the number of maps so far. Nothing bears the file's name before
+    `finish`, and nothing is left of a writer that is closed without it. Raises `ValueError` for a name without
+    ``.dat``, `OSError` where another process is writing the file.
     """
 
-    def __init__(self, path: str | Path, *, size: tuple[int, int], chroma: Chroma, resume: bool = False) -> None:
-        self.path, self.size, self.chroma = _dat(path), size, chroma
+    def __init__(self, path: str | Path, *, size: tuple[int, int], chroma: Chroma) -> None:
+        self.size, self.chroma = size, chroma
         record_bytes = 4 * sum(h * w for h, w in plane_shapes(size, chroma))
-        self._file = GrowingFile(self.path, header_bytes=4, record_bytes=record_bytes, resume=resume)
-
-    @property
-    def count(self) -> int:
-        """Number of maps written so far."""
-        return self._file.records
+        super().__init__(_dat(path), header_bytes=4, record_bytes=record_bytes)
 
     def append(self, maps: Frame) -> None:
         """Writes maps ``[N, H, W]`` per plane, stored as float32. Raises `ValueError` where they are of another size or
@@ -87,7 +80,7 @@ class MapWriter:
         with np.errstate(over="ignore"):
             planes = [np.asarray(plane).astype("<f4") for plane in maps.planes]
         _check_values(frame_of(planes), f"maps for {self.path}", self.count)
-        self._file.append(b"".join(p[i].tobytes() for i in range(len(planes[0])) for p in planes))
+        self._append(b"".join(p[i].tobytes() for i in range(len(planes[0])) for p in planes))
 
     def finish(
         self,
@@ -101,17 +94,14 @@ class MapWriter:
     ) -> MapInfo:
         """Gives the file its name and writes the ``.json``.
 
-        Raises `ValueError` for a mode that does not fit the number of maps, and for details that JSON has no form for.
+        Raises `ValueError` for a mode that does not fit the number of maps, and for what a description does not hold,
+        such as an error that is NaN or a seed of NumPy; nothing is written then.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"map mode {mode!r} was given; known: {', '.join(get_args(Mode))}")
         if self.count < 1 or (mode == "fwa" and self.count != 1):
             wanted = "1" if mode == "fwa" else "1 or more"
             raise ValueError(f"{self.count} maps were given for mode {mode}; wanted {wanted}")
-        try:
-            details = json.loads(json.dumps(details or {}, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"details {details} cannot be written as JSON: {error}") from error
         fields: dict[str, Any] = {
             "width": self.size[1],
             "height": self.size[0],
@@ -122,27 +112,24 @@ class MapWriter:
             "sketches": sketches,
             "standard_error": standard_error,
             "seed": seed,
-            "sha256": self._file.publish(self.count.to_bytes(4, "little")),
-            "details": details,
+            "sha256": "",
+            "details": details or {},
+            "checksum": "",
         }
+        path = self.path.with_suffix(".json")
+        try:
+            description = json.dumps(fields, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the description {fields} of {self.path} cannot be written as JSON: {error}") from error
+        _parse_info(description, str(path))  # whatever a reader would refuse, before anything bears the file's name
+        fields = json.loads(description)
+        fields["sha256"] = self._publish(self.count.to_bytes(4, "little"))
         fields["checksum"] = _checksum(fields)
-        write_atomically(self.path.with_suffix(".json"), json.dumps(fields, indent=1, allow_nan=False).encode())
+        write_atomically(path, json.dumps(fields, indent=1).encode())
         return MapInfo(**fields)
 
-    def discard(self) -> None:
-        """Removes what was written so far."""
-        self._file.discard()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
-class MapReader:
+class MapReader(OpenFile):
     """Reads maps a few at a time, from a checked file; a context manager.
 
     The pair is looked at once as a whole: description, length, count and hash. ``data`` is a binary file that can be
@@ -151,7 +138,7 @@ class MapReader:
     """
 
     def __init__(self, data: BinaryIO, description: bytes, name: str) -> None:
-        self._data, self._name = data, name
+        self._file, self._name = data, name
         self.info, checksum = _parse_info(description, str(Path(name).with_suffix(".json")))
         info = self.info
         self._shapes = plane_shapes((info.height, info.width), info.chroma)
@@ -193,19 +180,11 @@ class MapReader:
         stop = self.info.maps if stop is None else stop
         if not 0 <= start < stop <= self.info.maps:
             raise ValueError(f"maps {start} to {stop} of {self._name} were asked for; it holds {self.info.maps}")
-        self._data.seek(4 + 4 * self._samples * start)
-        records = np.frombuffer(self._data.read(4 * self._samples * (stop - start)), "<f4")
+        self._file.seek(4 + 4 * self._samples * start)
+        records = np.frombuffer(self._file.read(4 * self._samples * (stop - start)), "<f4")
         maps = frame_of(split_planes(records.reshape(stop - start, self._samples), self._shapes))
         _check_values(maps, self._name, start)
         return maps
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._data.close()
 
 
 def write_maps(
@@ -222,19 +201,10 @@ def write_maps(
     """Writes ``maps`` (planes ``[N, H, W]``) at once. Errors as in `MapWriter`; nothing is left of a refused file."""
     check_frame(maps)
     with MapWriter(path, size=size_of(maps), chroma=chroma_of(maps)) as writer:
-        try:
-            writer.append(maps)
-            return writer.finish(
-                mode=mode,
-                receiver=receiver,
-                sketches=sketches,
-                standard_error=standard_error,
-                seed=seed,
-                details=details,
-            )
-        except BaseException:
-            writer.discard()
-            raise
+        writer.append(maps)
+        return writer.finish(
+            mode=mode, receiver=receiver, sketches=sketches, standard_error=standard_error, seed=seed, details=details
+        )
 
 
 def read_maps(

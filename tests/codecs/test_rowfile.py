@@ -40,25 +40,15 @@ def test_the_file_has_a_header_frames_of_rows_of_planes_and_a_hash(tmp_path) -> 
     assert (tmp_path / "j.rows").read_bytes() == content + hashlib.sha256(content).digest()
 
 
-def test_a_file_written_frame_by_frame_after_interruptions_is_the_file_written_at_once(tmp_path) -> None:
+def test_a_file_written_frame_by_frame_is_the_file_written_at_once(tmp_path) -> None:
     whole = rows_of(5)
     write_rows(tmp_path / "once.rows", whole)
-
-    def part(start: int, stop: int) -> JacobianRows:
-        planes = whole.planes
-        return JacobianRows(Yuv420(planes.y[start:stop], planes.u[start:stop], planes.v[start:stop]))
-
-    make = {"rows": 3, "size": (6, 8), "chroma": "420"}
-    with RowWriter(tmp_path / "parts.rows", **make) as writer:
-        writer.append(part(0, 2))
-    with (tmp_path / ".parts.rows.part").open("ab") as file:
-        file.write(b"half a frame")
-    with RowWriter(tmp_path / "parts.rows", **make, resume=True) as writer:
-        assert writer.count == 2
-        writer.append(part(2, 3))
-    assert not (tmp_path / "parts.rows").exists()
-    with RowWriter(tmp_path / "parts.rows", **make, resume=True) as writer:
-        writer.append(part(3, 5))
+    (tmp_path / ".parts.rows.part").write_bytes(b"what a killed process has left" * 500)
+    with RowWriter(tmp_path / "parts.rows", rows=3, size=(6, 8), chroma="420") as writer:
+        for start, stop in ((0, 2), (2, 3), (3, 5)):
+            assert writer.count == start
+            writer.append(JacobianRows(Yuv420(*(p[start:stop] for p in whole.planes.planes))))
+        assert not (tmp_path / "parts.rows").exists()
         writer.finish()
     assert (tmp_path / "parts.rows").read_bytes() == (tmp_path / "once.rows").read_bytes()
     with RowReader.open(tmp_path / "parts.rows") as reader:
@@ -67,11 +57,10 @@ def test_a_file_written_frame_by_frame_after_interruptions_is_the_file_written_a
     assert sorted(p.name for p in tmp_path.iterdir()) == ["once.rows", "parts.rows"]
 
 
-def test_a_writer_that_does_not_resume_starts_again(tmp_path) -> None:
+def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path) -> None:
     with RowWriter(tmp_path / "j.rows", rows=3, size=(6, 8), chroma="420") as writer:
         writer.append(rows_of())
-    assert write_rows(tmp_path / "j.rows", rows_of(1)).frames == 1
-    assert read_rows(tmp_path / "j.rows")[1].frames == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_writers_of_one_file_are_refused(tmp_path) -> None:

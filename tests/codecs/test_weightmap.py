@@ -54,7 +54,7 @@ def test_the_file_has_a_count_and_then_raster_planes_map_after_map(tmp_path):
         (Yuv400(maps_of(1).y * np.float32(np.nan)), "fwa", "plane y of map 0 is nan at row 0, column 0"),
         (Yuv400(np.full((1, 2, 2), 1e300)), "fwa", "is inf"),
         (maps_of(2), "fwa", "2 maps were given for mode fwa; wanted 1"),
-        (maps_of(2), "frame", "known: fwa, iwa, wa"),
+        (maps_of(2), "frame", "known: wa, iwa, fwa"),
         (Yuv400(np.ones((0, 2, 2))), "wa", "0 maps"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_missing_half_of_the_pair_is_named(tmp_path, name):
         ({"maps": True}, "maps is True"),
         ({"maps": 1}, "bytes"),
         ({"chroma": "444"}, "one of 400, 420"),
-        ({"mode": "x"}, "one of fwa, iwa, wa"),
+        ({"mode": "x"}, "one of wa, iwa, fwa"),
         ({"sketches": -1}, "sketches"),
         ({"standard_error": "a"}, "standard_error"),
         ({"sha256": "0"}, "SHA-256"),
@@ -172,7 +172,7 @@ def test_an_interrupted_write_leaves_a_pair_that_fits_or_an_error(tmp_path, monk
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.dat", "m.json"]
 
 
-def test_maps_written_a_few_at_a_time_after_interruptions_are_those_written_at_once(tmp_path):
+def test_maps_written_a_few_at_a_time_are_those_written_at_once(tmp_path):
     whole = maps_of(7)
     about = {"mode": "wa", **WHAT, "details": {"alpha": 0.25, "ranges": (1, 2)}}
     once = write_maps(tmp_path / "once.dat", whole, **about)
@@ -186,10 +186,6 @@ def test_maps_written_a_few_at_a_time_after_interruptions_are_those_written_at_o
             writer.append(Yuv420(whole.y[3:4], whole.u[3:4], -whole.v[3:4]))
         with pytest.raises(ValueError, match="maps of 8×6 in 420; 8×6 in 400 was given"):
             writer.append(Yuv400(whole.y[3:4]))
-    with (tmp_path / ".parts.dat.part").open("ab") as file:
-        file.write(b"half a map")
-    with MapWriter(tmp_path / "parts.dat", size=(6, 8), chroma="420", resume=True) as writer:
-        assert writer.count == 3
         writer.append(part(3, 4))
         writer.append(part(4, 7))
         assert not (tmp_path / "parts.dat").exists()
@@ -205,37 +201,68 @@ def test_maps_written_a_few_at_a_time_after_interruptions_are_those_written_at_o
             reader.read(6, 8)
 
 
-def test_details_that_json_has_no_form_for_are_refused(tmp_path):
-    for details in ({"alpha": np.nan}, {"alpha": np.ones(2)}):
-        with pytest.raises(ValueError, match="cannot be written as JSON"):
-            write_maps(tmp_path / "m.dat", maps_of(1), mode="wa", **WHAT, details=details)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"details": {"alpha": np.nan}}, "cannot be written as JSON"),
+        ({"details": {"alpha": np.ones(2)}}, "cannot be written as JSON"),
+        ({"standard_error": float("nan")}, "cannot be written as JSON"),
+        ({"seed": np.int64(3)}, "cannot be written as JSON"),
+        ({"seed": 0.5}, r"m\.json: seed is 0\.5; wanted a whole number"),
+        ({"sketches": -1}, r"m\.json: sketches is -1"),
+    ],
+)
+def test_a_description_that_cannot_be_leaves_what_was_there(tmp_path, change, message):
+    before = write_maps(tmp_path / "m.dat", maps_of(2), mode="wa", **WHAT)
+    with pytest.raises(ValueError, match=message):
+        write_maps(tmp_path / "m.dat", maps_of(1), mode="wa", **{**WHAT, **change})
+    assert read_maps(tmp_path / "m.dat")[1] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.dat", "m.json"]
 
 
 def test_a_writer_stays_alone_with_its_file(tmp_path):
     with (
-        MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420", resume=True),
+        MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420"),
         pytest.raises(OSError, match="written by another process"),
     ):
-        MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420", resume=True)
+        MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420")
 
 
-def test_a_full_disk_keeps_the_maps_that_are_whole(tmp_path, monkeypatch):
-    with MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420") as writer:
-        writer.append(maps_of(2))
-        write = files.GrowingFile._write
+@pytest.mark.parametrize("others", ["finished", "gave up"])
+def test_a_writer_that_comes_while_another_ends_does_not_touch_its_file(tmp_path, monkeypatch, others):
+    """The part is opened, then renamed or removed by who held it, and only then locked."""
+    first = MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420")
+    first.append(maps_of(2))
+    lock, ends = files.fcntl.flock, [first]
 
-        def full(self, offset: int, content: bytes) -> None:
-            write(self, offset, content[:100])
-            raise OSError(28, "No space left on device")
+    def slow(file, operation) -> None:
+        while ends:
+            other = ends.pop()
+            if others == "finished":
+                other.finish(mode="wa", **WHAT)
+            other.close()
+        lock(file, operation)
 
-        monkeypatch.setattr(files.GrowingFile, "_write", full)
-        with pytest.raises(OSError, match=r"disk is full: .*m\.dat"):
-            writer.append(maps_of(1))
-        monkeypatch.undo()
-    with MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420", resume=True) as writer:
-        assert writer.count == 2
-        writer.append(maps_of(1))
-        writer.finish(mode="wa", **WHAT)
-    found = read_maps(tmp_path / "m.dat")[0]
-    np.testing.assert_array_equal(found.v, np.concatenate([maps_of(2).v, maps_of(1).v]))
+    monkeypatch.setattr(files.fcntl, "flock", slow)
+    with MapWriter(tmp_path / "m.dat", size=(6, 8), chroma="420") as second:
+        if others == "finished":
+            np.testing.assert_array_equal(read_maps(tmp_path / "m.dat")[0].y, maps_of(2).y)
+        second.append(maps_of(3))
+        second.finish(mode="wa", **WHAT)
+    np.testing.assert_array_equal(read_maps(tmp_path / "m.dat")[0].y, maps_of(3).y)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.dat", "m.json"]
+
+
+def test_a_full_disk_is_named_and_the_maps_from_before_are_kept(tmp_path, monkeypatch):
+    before = write_maps(tmp_path / "m.dat", maps_of(3), mode="wa", **WHAT)
+    write = files.GrowingFile._write
+
+    def full(self, offset: int, content: bytes) -> None:
+        write(self, offset, content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.GrowingFile, "_write", full)
+    with pytest.raises(OSError, match=r"disk is full: .*m\.dat"):
+        write_maps(tmp_path / "m.dat", maps_of(2), mode="wa", **WHAT)
+    assert read_maps(tmp_path / "m.dat")[1] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.dat", "m.json"]
