@@ -186,7 +186,7 @@ def test_verdicts_say_what_and_why() -> None:
     gains = made_up().verdicts["x265"]
     assert "save bits. Predicted BD-rate −5.0 % (95 % interval −5.1 … −4.9 %)" in text(gains)
     equal = dataclasses.replace(gains, score=Score({}, interval(0.0), {}), moved=0.01, offsets=(0, 1))
-    assert "offsets round to 0" in text(equal)
+    assert "changes almost no QP" in text(equal)
     bent = dataclasses.replace(made_up().terms["x265"], diagonal=[[1.0, 0.8, 0.7, 0.5, 0.4]] * 2)
     loses = dataclasses.replace(gains, score=Score({}, interval(3.0), {"c": "no overlap"}))
     words = text(loses, terms={"x265": bent})

@@ -108,7 +108,7 @@ def verdict_text(codec: str, verdict: CodecVerdict, diagnosis: Diagnosis) -> str
     ratio = terms.ratio("diagonal").mean(0)
     reasons = []
     if verdict.moved < 0.05:
-        reasons.append("blocks are almost equally important, so that their offsets round to 0")
+        reasons.append("blocks are almost equally important, so that the encoder changes almost no QP")
     elif verdict.spread_bits < 0.01:
         reasons.append("blocks are almost equally important: there is little to win by treating them differently")
     if verdict.score.effect != "gains" and verdict.moved >= 0.05 and abs(ratio[-1] - 1) > NEAR_ONE:
@@ -252,8 +252,8 @@ def _frozen(diagnosis: Diagnosis) -> Finding:
         title,
         "holds" if part >= SAME_MAP else "in part" if part >= 0.5 else "fails",
         f"16×16 means of different inputs correlate by {np.median(values):.2f} in the median of {len(values)} pair(s) "
-        f"({np.percentile(values, 10):.2f} … {np.percentile(values, 90):.2f} for the middle 80 %), {ceiling:.2f} "
-        f"within an input between independent sketches.{where}",
+        f"({_signed(np.percentile(values, 10), 2)} … {_signed(np.percentile(values, 90), 2)} for the middle 80 %), "
+        f"{ceiling:.2f} within an input between independent sketches.{where}",
     )
 
 
@@ -298,5 +298,5 @@ def _near_one(ratio: float) -> State:
     return "holds" if distance <= NEAR_ONE else "in part" if distance <= 2 * NEAR_ONE else "fails"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+def _signed(value: float, digits: int = 1) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
