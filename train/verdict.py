@@ -5,8 +5,9 @@ frames, r is the post-processor, M is YUV 6:1:1. Weights are those of the method
 BD-rates are per picture, negative where bits are saved, then a mean with its bootstrap interval over pictures.
 
 On coco/train2017, where they were developed, predictions near 0 are off by up to 0.5 % at the default α, and by 0.6 to
-1.1 % at α = 0, always to the hopeful side; large gains come out a fifth too large. What blocks of another QP do to the
-prediction of their neighbours, and what many changes of the QP cost, is modelled in part only.
+1.1 % at α = 0, mostly to the hopeful side; large gains come out a fifth too large. What blocks of another QP do to the
+prediction of their neighbours, and what many changes of the QP cost, is modelled in part only. Scores on other
+pictures: `jaxwrap.train.bench.verdict`.
 """
 
 from __future__ import annotations
