@@ -13,9 +13,9 @@ follows the pre-processor, and its inverse precedes the post-processor, so that 
 Predictions see plain encodes only (`jaxwrap.train.verdict`). Measured are real encodes with the same weights.
 
 On kodim01, 02, 03, 05, 06 and 07, on which nothing was developed, 16 of 16 verdicts are true (8 gains, 8 without
-effect), but gains are predicted too large: 1.1 to 1.3 times for ``patches``, 1.6 to 1.7 times for ``spectrum``. What was
-measured without effect lies between 0 and +0.6 %. No pair of these loses 1 % or more: that a loss would be foreseen is
-not shown.
+effect), but gains are predicted too large: 1.1 to 1.3 times for ``patches``, 1.6 to 1.7 times for ``spectrum``.
+Measured figures without effect lie between 0 and +0.6 %. No pair of these loses 1 % or more: that a loss
+would be foreseen is not shown.
 """
 
 from __future__ import annotations
