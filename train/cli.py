@@ -141,7 +141,8 @@ def train(
     again after an interruption, goes on where it was. --out NAME.dat makes one file, --out FOLDER one per clip.
 
     wa: a map per frame. iwa: a map per I frame, frames 0, P, 2P, …. fwa: one map, the mean over all frames, with
-    its 95 % interval. calibrated: one weight per plane, so that Σ w q² is the receiver's error for the codec's own q.
+    its 95 % interval, which takes frames for independent: too narrow for those of one clip. calibrated: one weight per
+    plane, so that Σ w q² is the receiver's error for the codec's own q.
 
     Past one machine: --shard I/N on each and --merge N after, with the same --out in a folder that all see; or
     --scheduler ADDRESS of a Dask cluster. The files are the same to the last byte on machines of one kind.
@@ -168,12 +169,13 @@ def importance(
     codec: Annotated[str | None, typer.Option(help="Of mode calibrated: x264 or x265 (default).")] = None,
     qp: Annotated[int | None, typer.Option(help="Of mode calibrated. Default: 32.")] = None,
     size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT of a calibrated map, where the inputs' sizes differ.")
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT of a calibrated map, where the inputs' sizes differ. Not for --shard."),
     ] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: only the I-th of N parts.")] = None,
     merge: Annotated[int | None, typer.Option(help="Of N parts that are done, make the files of --out.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")] = None,
-    shards: Annotated[int | None, typer.Option(help="Parts for the cluster. Default: one per worker.")] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts for the cluster. Default: as before, or 32.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
 ) -> None:
     """Writes weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ class _Step(Generic[T]):
         self.items, self.error = items, error
 
 
-def prefetch(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterable[T], *, depth: int = 2) -> Generator[T]:
     """Yields ``items`` in order, made up to ``depth`` ahead in a thread; an error in making one is raised in its turn.
 
     At most ``depth + 2`` items are alive: those that wait, the one being made, and the one yielded last. Closing the

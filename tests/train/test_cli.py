@@ -24,6 +24,7 @@ from jaxwrap.codecs.weightmap import read_maps
 from jaxwrap.train import cli
 from jaxwrap.train.evaluate.points import COLUMNS
 from jaxwrap.train.fit.checkpoints import RunStates, load_wrapper, save_wrapper, shipped_wrappers
+from jaxwrap.train.mapping import terminal
 from jaxwrap.wrappers.switchable import linear_wrapper
 
 Run = Callable[..., tuple[int, str, str]]
@@ -114,7 +115,8 @@ BAD = [
     ("importance -i good.png --mode calibrated --size 31x33", "a size of 31×33 was given; wanted an even width"),
     ("importance -i good.png --shard 5/4", "shard 5/4 was given; wanted I/N with 1 ≤ I ≤ N"),
     ("importance -i good.png --shard half", "shard 'half' was given; wanted I/N"),
-    ("importance -i good.png --shard 1/4 --alpha 1", "they belong to --merge"),
+    ("importance -i good.png --shard 1/4 --alpha 1", "--alpha given with --shard: say that with --merge"),
+    ("importance -i good.png --mode calibrated --shard 1/4 --size 8x8", "--size given with --shard: say that with"),
     ("importance -i good.png --shard 1/4 --merge 4", "--shard and --merge were given: one at a time"),
     ("importance -i good.png --shards 4", "--shards N was given without --scheduler"),
     ("importance --merge 0", "a number of shards below 1 was given"),
@@ -161,6 +163,45 @@ def test_shards_are_merged_by_the_command_that_they_print(run: Run, folder: Path
     read, info = read_maps("maps.dat", size=(20, 26))
     assert (read.y.shape, info.mode, info.receiver) == ((2, 20, 26), "wa", "post-processor of linear.wrapper.npz")
     assert [path.name for path in folder.glob("*.parts")] == []
+
+
+def test_a_calibrated_map_of_shards_gets_its_size_when_they_are_merged(run: Run, folder: Path) -> None:
+    Image.open("good.png").crop((0, 0, 32, 40)).save("other.png")
+    save_wrapper(folder / "linear.wrapper.npz", linear_wrapper("bilinear", Fraction(1, 2)), notes={})
+    options = ("--input=good.png", "--input=other.png", "--run=linear.wrapper.npz", "--out=maps.dat")
+    assert run("importance", *options, "--mode=calibrated", "--shard=1/1")[0] == 0
+    status, _, error = run("importance", "--merge=1", "--out=maps.dat")
+    assert status == 2
+    assert "say with --size WIDTHxHEIGHT" in error
+    assert run("importance", "--merge=1", "--out=maps.dat", "--size=32x16")[0] == 0
+    assert read_maps("maps.dat", size=(16, 32))[1].mode == "calibrated"
+
+
+@pytest.mark.parametrize(("words", "devices"), [([], [3, 4]), (["--scheduler=tcp://host:1"], None)])
+def test_a_run_on_a_cluster_is_not_planned_for_the_devices_of_this_machine(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], devices: Any
+) -> None:
+    save_wrapper(folder / "linear.wrapper.npz", linear_wrapper("bilinear", Fraction(1, 2)), notes={})
+    seen: list[Any] = []
+
+    def prepare(*args: Any, devices: Any, **options: Any) -> None:
+        seen.append(devices)
+        raise ValueError("enough was seen")
+
+    monkeypatch.setattr(terminal, "_accelerators", lambda: [3, 4])
+    monkeypatch.setattr(terminal, "prepare", prepare)
+    run("importance", "--input=good.png", "--run=linear.wrapper.npz", "--out=maps.dat", *words)
+    assert seen == [devices]
+
+
+def test_parts_of_another_division_are_mentioned(run: Run, folder: Path) -> None:
+    save_wrapper(folder / "linear.wrapper.npz", linear_wrapper("bilinear", Fraction(1, 2)), notes={})
+    options = ("--input=good.png", "--run=linear.wrapper.npz", "--out=maps.dat", "--sketches=1")
+    _, out, _ = run("importance", *options, "--shard=1/3")
+    assert "holds parts of" not in out
+    status, out, _ = run("importance", *options)
+    assert status == 0
+    assert "maps.dat.parts holds parts of a run in 3, which are of no use to one in 1" in out
 
 
 def test_every_unreadable_file_is_named(run: Run) -> None:

@@ -68,7 +68,7 @@ def task_of(folder: Path, kind: Kind = "bilinear") -> Task:
 
 @pytest.fixture(autouse=True)
 def batches_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BottleneckMaps, "frames_within", lambda self, size, memory, frames: 1)
+    monkeypatch.setattr(BottleneckMaps, "frames_within", lambda self, size, memory, frames, padded=False: 1)
     monkeypatch.setattr(module, "WATCH_SECONDS", 0.1)
 
 

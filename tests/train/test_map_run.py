@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
+import re
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
@@ -23,7 +25,10 @@ from jaxwrap.codecs.weightmap import read_maps
 from jaxwrap.importance import ImportanceMap, batched_importance_maps, importance_map, yuv_metric
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, normalise
+from jaxwrap.train.mapping import merge as merge_module
 from jaxwrap.train.mapping import parts, plan
+from jaxwrap.train.mapping.cluster import choose_shards
+from jaxwrap.train.mapping.collect import record_bytes
 from jaxwrap.train.mapping.merge import check_output, merge
 from jaxwrap.train.mapping.networks import BottleneckMaps
 from jaxwrap.train.mapping.plan import Shard
@@ -95,7 +100,7 @@ class Claiming:
 @pytest.fixture(autouse=True)
 def batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """No analysis of memory, which compiles: two frames at a time."""
-    monkeypatch.setattr(BottleneckMaps, "frames_within", lambda self, size, memory, frames: 2)
+    monkeypatch.setattr(BottleneckMaps, "frames_within", lambda self, size, memory, frames, padded=False: 2)
 
 
 def work_of(*clips: Any, mode: Any = "wa", **options: Any) -> Work:
@@ -225,8 +230,14 @@ def test_a_frozen_map_is_the_mean_of_all_frames_with_its_interval(tmp_path: Path
         for side in zip(*(stats.t.interval(0.95, 6, p.mean(0), stats.sem(p, axis=0)) for p in h.planes), strict=True)
     )
     half = np.mean(high - np.maximum(low, 0)) / 2 / level  # weights are not negative, nor is their interval
-    assert info.details["relative_half_width_of_interval"] == pytest.approx(half, rel=1e-5)
-    assert (info.maps, info.details["frames"], written.notes) == (1, 7, ())
+    assert info.details["relative_half_width_of_interval_if_frames_are_independent"] == pytest.approx(half, rel=1e-5)
+    assert (info.maps, info.details["frames"]) == (1, 7)
+    assert "takes frames of one clip for independent pictures" in " ".join(written.notes)
+
+
+def test_the_interval_over_pictures_needs_no_note(tmp_path: Path) -> None:
+    (written,) = done(work_of(clip("a", 1), clip("b", 1, seed=9), mode="fwa"), tmp_path / "fwa.dat")
+    assert written.notes == ()
 
 
 class Coarse:
@@ -285,6 +296,10 @@ class Stopped(Exception):
     """What an interruption raises here."""
 
 
+def stop(maps: int) -> None:
+    raise Stopped
+
+
 def interrupted(work: Work, folder: Path, after: int) -> None:
     left = iter(range(after))
 
@@ -341,32 +356,122 @@ def test_all_frames_that_decode_are_mapped_whatever_the_file_says(tmp_path: Path
         assert f"liar: its file says that it holds {says} frames; 7 of {says} maps" in written.notes[0]
 
 
-def test_memory_does_not_grow_with_the_length_of_the_clip(tmp_path: Path) -> None:
-    alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-    most: dict[int, int] = {}
+class Alive:
+    """Counts how many of the arrays that it was shown are still held by someone, at most."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Endless:
-        num_frames: int
-        name, size, bit_depth = "endless", (16, 24), 8
+    def __init__(self) -> None:
+        self._arrays: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._numbers = itertools.count()
+        self.most = 0
 
-        def fingerprint(self) -> str:
-            return "endless"
+    def show(self, array: np.ndarray) -> None:
+        self._arrays[next(self._numbers)] = array
+        self.most = max(self.most, len(self._arrays))
 
-        def read(self, start: int = 0, *, step: int = 1) -> Iterator[Frame]:
-            for n in range(start, self.num_frames, step):
-                frame = samples(1, seed=n)
-                alive[n] = frame.y
-                most[self.num_frames] = max(most.get(self.num_frames, 0), len(alive))
-                yield frame
-                del frame
+
+def test_memory_does_not_grow_with_the_length_of_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that are read, maps that are made, records of these on disk, maps that are merged."""
+    maps, read_record, append = BottleneckMaps.maps, merge_module.read_record, parts.Part.append
+    most: dict[int, tuple[int, ...]] = {}
 
     for length in (20, 120):
+        frames, made, merged, longest = Alive(), Alive(), Alive(), [0]
+
+        @dataclasses.dataclass(frozen=True)
+        class Endless:
+            num_frames: int
+            name, size, bit_depth = "endless", (16, 24), 8
+            seen: Alive = frames
+
+            def fingerprint(self) -> str:
+                return "endless"
+
+            def read(self, start: int = 0, *, step: int = 1) -> Iterator[Frame]:
+                for n in range(start, self.num_frames, step):
+                    frame = samples(1, seed=n)
+                    self.seen.show(frame.y)
+                    yield frame
+                    del frame
+
+        def watched_maps(*args: Any, seen: Alive = made, **options: Any) -> list[ImportanceMap]:
+            found = maps(*args, **options)
+            for item in found:
+                seen.show(item.h.y)
+            return found
+
+        def watched_append(part: Any, record: bytes, *, seen: list[int] = longest, **options: Any) -> None:
+            seen.append(len(record))
+            append(part, record, **options)
+
+        def watched_record(*args: Any, seen: Alive = merged) -> Any:
+            statistics, h = read_record(*args)
+            seen.show(h.y)
+            return statistics, h
+
+        monkeypatch.setattr(BottleneckMaps, "maps", watched_maps)
+        monkeypatch.setattr(parts.Part, "append", watched_append)
+        monkeypatch.setattr(merge_module, "read_record", watched_record)
         gc.collect()
-        alive.clear()
-        map_shard(work_of(Endless(length)), tmp_path / str(length), Shard())
+        work = work_of(Endless(length))
+        done(work, tmp_path / f"{length}.dat", scope="sequence")
+        most[length] = frames.most, made.most, max(longest) // record_bytes(work.plan.clips[0]), merged.most
     # A batch that waits, one that is being read (its frames, and their copy), one that is computed: of 2 frames each.
-    assert most[120] <= most[20] <= 8
+    # Maps of the batch before, and of this one. A record is a batch. A map that is read, and the one before it, which
+    # still has its name.
+    assert all(found <= limit for found, limit in zip(most[120], (8, 2, 2, 3), strict=True)), most
+    assert most[120] <= most[20]
+
+
+def test_a_run_that_fails_stops_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    class Watched(Claiming):
+        def read(self, start: int = 0, *, step: int = 1) -> Iterator[Frame]:
+            try:
+                yield from super().read(start, step=step)
+            finally:
+                closed.append(True)
+
+    def fails(*args: Any, **options: Any) -> list[ImportanceMap]:
+        raise Stopped
+
+    monkeypatch.setattr(BottleneckMaps, "maps", fails)
+    with pytest.raises(Stopped) as error:
+        map_shard(work_of(Watched(clip("video", 40), 40)), tmp_path, Shard())
+    assert error.tb is not None  # which holds the frames of the failed call, and all that these hold
+    assert closed == [True]
+
+
+def test_clips_whose_maps_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    plan = work_of(clip("a/b", 2), clip("c", 2), clip("a_b", 2, seed=4)).plan
+    with pytest.raises(ValueError, match=r"maps of a/b and those of a_b would both go to .*a_b\.dat: rename"):
+        check_output(plan, tmp_path / "folder")
+    check_output(plan, tmp_path / "one.dat")
+
+
+def test_memory_of_padded_frames_counts_a_metric_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight for every sample, beside what frames of one size need."""
+    monkeypatch.undo()
+    networks = BottleneckMaps(TinyMode(), sketches=2, seed=0)
+    needed = []
+    for padded in (False, True):
+        with pytest.raises(ValueError, match="one frame of this receiver needs") as error:
+            networks.frames_within((16, 24), 1, 5, padded=padded)
+        needed.append(int(re.findall(r"needs ([\d,]+) bytes", str(error.value))[0].replace(",", "")))
+    # A float32 each, of which the three that are one for a plane are there without padding, too.
+    assert needed[1] - needed[0] >= 4 * (16 * 24 * 3 // 2 - 3)
+
+
+def test_a_run_is_divided_as_its_parts_are(tmp_path: Path) -> None:
+    work = work_of(clip("video", 11))
+    assert choose_shards(work.plan, tmp_path / "parts") == len(work.plan.units()) == 6
+    many = dataclasses.replace(work.plan, clips=(dataclasses.replace(work.plan.clips[0], frames=1000),))
+    assert choose_shards(many, tmp_path / "parts") == 32
+    map_shard(work, tmp_path / "parts", Shard(2, 3))
+    assert choose_shards(work.plan, tmp_path / "parts") == 3
+    with pytest.raises(Stopped):
+        map_shard(work, tmp_path / "parts", Shard(1, 2), advance=stop)
+    assert parts.divisions(tmp_path / "parts") == [3, 2]
 
 
 def test_parts_of_another_run_are_refused(tmp_path: Path) -> None:
@@ -414,11 +519,11 @@ def test_maps_of_several_sizes_are_no_single_file(tmp_path: Path) -> None:
         check_output(work_of(clips[0]).plan, tmp_path / "m.dat", (6, 10))
 
 
-def test_two_processes_do_not_write_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_do_not_write_one_shard(tmp_path: Path) -> None:
     """A worker that was given up for lost may still be there."""
-    monkeypatch.setattr(parts, "LOCK_SECONDS", 0.2)
     work = work_of(clip("video", 1))
-    first, second = (parts.Part(tmp_path, work.plan, Shard()) for _ in range(2))  # two open files, like two processes
+    # Two open files, like two processes.
+    first, second = (parts.Part(tmp_path, work.plan, Shard(), patience=0.2) for _ in range(2))
     with first, pytest.raises(RuntimeError, match="another process is at shard 1 of 1"):
         second.__enter__()
     map_shard(work, tmp_path, Shard())

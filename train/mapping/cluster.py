@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 1.0
 """Between two looks at the journals."""
 
+PATIENCE = 300.0
+"""Seconds that a task waits for its predecessor on another machine to end, which may not know yet that it is lost."""
+
+RETRIES = 3
+"""Times that a task which failed is tried again, before the run is given up."""
+
+SHARDS = 32
+"""Into which a run is divided where nothing was said. It does not follow the number of workers: parts of one division
+are of no use to another, and workers come and go."""
+
+
+def choose_shards(plan: Plan, folder: Path) -> int:
+    """As many shards as the parts in ``folder`` are of; else `SHARDS`, or one per unit where there are fewer."""
+    return next(iter(parts.divisions(folder)), min(SHARDS, len(plan.units())))
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -61,7 +76,7 @@ def run_shard(task: Task, shard: Shard) -> int:
     """What a worker does; returns the shard's number. A shard that is finished costs nothing."""
     share = shard.share(task.plan.units())
     if len(parts.journal(task.folder, shard, share)) < len(share):
-        map_shard(task.work(), task.folder, shard)
+        map_shard(task.work(), task.folder, shard, patience=PATIENCE)
     return shard.number
 
 
@@ -74,8 +89,8 @@ def map_on_cluster(
 ) -> None:
     """All shards of a run, each as a task. ``advance`` is told how many maps were added, as the journals grow.
 
-    Raises what a task raised (the others are given up, their journals stay), and `RuntimeError` where Dask gave a
-    shard up because it lost too many workers over it.
+    Raises what a task raised in all of its `RETRIES` (the others are given up, their journals stay), and `RuntimeError`
+    where Dask gave a shard up because it lost too many workers over it.
     """
     from distributed import KilledWorker, wait
 
@@ -83,7 +98,10 @@ def map_on_cluster(
     shares = {shard: shard.share(units) for shard in shards}
     done = parts.maps_done(task.folder, shares)
     stamp = time.time_ns()  # a key that Dask has seen before would stand for that task's result
-    futures = [client.submit(run_shard, task, shard, pure=False, key=f"maps-{shard}-{stamp}") for shard in shards]
+    futures = [
+        client.submit(run_shard, task, shard, pure=False, key=f"maps-{shard}-{stamp}", retries=RETRIES)
+        for shard in shards
+    ]
     running = set(futures)
     try:
         while running:

@@ -33,8 +33,8 @@ class Written:
 
 
 def check_output(plan: Plan, out: Path, size: tuple[int, int] | None = None) -> None:
-    """Raises `ValueError` where the plan's maps cannot go to ``out``: a ``.dat`` file holds maps of one size, and
-    ``size`` is for calibrated maps only."""
+    """Raises `ValueError` where the plan's maps cannot go to ``out``: a ``.dat`` file holds maps of one size, the files
+    of a folder have names of their own, and ``size`` is for calibrated maps only."""
     calibrated = plan.mode == "calibrated"
     if size is not None and (not calibrated or min(size) < 2 or size[0] % 2 or size[1] % 2):
         raise ValueError(
@@ -47,6 +47,15 @@ def check_output(plan: Plan, out: Path, size: tuple[int, int] | None = None) -> 
         plan.require_one_size("one frozen map", "give clips of one size, or mode wa and a folder as the output")
     if plan.mode not in FROZEN and out.suffix == ".dat":
         plan.require_one_size(f"the file {out}", "give clips of one size, or a folder as the output")
+    if plan.mode not in FROZEN and out.suffix != ".dat":
+        clips: dict[Path, str] = {}
+        for clip in plan.clips:
+            path = _path(out, clip.name)
+            if (other := clips.setdefault(path, clip.name)) != clip.name:
+                raise ValueError(
+                    f"the maps of {other} and those of {clip.name} would both go to {path}: rename one of the clips, "
+                    "or map them into folders of their own"
+                )
 
 
 def make_place(out: Path) -> None:
@@ -106,7 +115,7 @@ class _Merge:
         pending = next(maps, None)
         while pending is not None:
             first = pending.clip
-            path = self.out if single else self._path(self.plan.clips[first].name)
+            path = self.out if single else _path(self.out, self.plan.clips[first].name)
             totals = _Totals()
             with MapWriter(path, size=self.plan.clips[first].map_size, chroma="420") as writer:
                 while pending is not None and (single or pending.clip == first):
@@ -120,7 +129,7 @@ class _Merge:
 
     def frozen(self, size: tuple[int, int] | None) -> Written:
         """Modes fwa and calibrated: one map."""
-        path = self.out if self.out.suffix == ".dat" else self._path(self.plan.mode)
+        path = self.out if self.out.suffix == ".dat" else _path(self.out, self.plan.mode)
         size = size or self.plan.clips[0].map_size
         h, details, totals = self._frozen_mean() if self.plan.mode == "fwa" else self._calibrated(size)
         with MapWriter(path, size=size, chroma="420") as writer:
@@ -142,7 +151,7 @@ class _Merge:
             width = np.concatenate([np.ravel(b - a) for a, b in zip(low.planes, high.planes, strict=True)])
             totals.relative_error = float(np.sqrt(np.mean(np.square(error)))) / level
             details["interval_level"] = LEVEL
-            details["relative_half_width_of_interval"] = float(np.mean(width)) / 2 / level
+            details["relative_half_width_of_interval_if_frames_are_independent"] = float(np.mean(width)) / 2 / level
         return h, details, totals
 
     def _calibrated(self, size: tuple[int, int]) -> tuple[Frame, dict[str, Any], _Totals]:
@@ -169,6 +178,11 @@ class _Merge:
         if self.plan.mode == "calibrated" and details["negative_planes"]:
             names = ", ".join("yuv"[i] for i in details["negative_planes"])
             notes += (f"the weight of plane {names} came out negative and was set to 0",)
+        if self.plan.mode == "fwa" and max(self.counts) > 1:
+            notes += (
+                "the interval takes frames of one clip for independent pictures, and is too narrow for that; "
+                "--max-frames 1 gives an honest one, over the clips' first frames",
+            )
         details = {
             "alpha": self.alpha,
             "scope": self.scope,
@@ -188,9 +202,6 @@ class _Merge:
             details=details,
         )
         return Written(path, info, notes)
-
-    def _path(self, name: str) -> Path:
-        return self.out / f"{name.replace('/', '_')}.dat"
 
     def _note(self, clip: int) -> str:
         planned, wanted = self.plan.clips[clip], self.plan.maps_of(clip)
@@ -239,6 +250,10 @@ class _Merge:
                     stop = start + record_bytes(clip)
                     yield _Map(piece.clip, *read_record(record.data[start:stop], clip))
                     start = stop
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace('/', '_')}.dat"
 
 
 class _Totals:

@@ -14,7 +14,8 @@ import numpy as np
 from jaxwrap.arrays import Frame, Yuv420, num_frames, size_of, stack_frames
 from jaxwrap.importance.batches import batched_importance_maps
 from jaxwrap.importance.maps import ImportanceMap, importance_map, yuv_metric
-from jaxwrap.importance.memory import frames_within
+from jaxwrap.importance.memory import chunk_frames
+from jaxwrap.importance.receiver import accumulator_dtype, as_partial, float_dtype, output_of, root_metric
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, normalise
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
@@ -93,22 +94,30 @@ class BottleneckMaps:
         """(height, width) of the bottleneck's luma for clips of this one."""
         return size_of(jax.eval_shape(self._bottleneck, _one_frame(size)))
 
-    def frames_within(self, size: tuple[int, int], memory: int, frames: int) -> int:
+    def frames_within(self, size: tuple[int, int], memory: int, frames: int, *, padded: bool = False) -> int:
         """How many of ``frames`` frames of this (height, width) have their maps made at once, within ``memory`` bytes
-        per device and `MOST_FRAMES`.
+        per device and `MOST_FRAMES`. ``padded``: frames padded to this size, each with a metric of its own.
 
         Raises `ValueError` where memory does not serve for one.
         """
         z = jax.eval_shape(self._bottleneck, _one_frame(size))
+        function = as_partial(self.receiver(size))
+        like = jax.tree.map(lambda p: jax.ShapeDtypeStruct((1, *p.shape[1:]), float_dtype(p.dtype)), z)
+        output = output_of(function, like)
+        # Weights that are not known before the frames: their shapes tell. Two frames, so that they are not shared.
+        masked = jax.tree.map(lambda y: jax.ShapeDtypeStruct((2, *y.shape[1:]), accumulator_dtype(y.dtype)), output)
         most = MOST_FRAMES * len(self.devices or (None,))
-        return frames_within(
-            self.receiver(size),
-            z,
+        return chunk_frames(
+            function,
+            like,
+            masked if padded else root_metric(yuv_metric, output),
             memory,
-            metric=yuv_metric,
-            auto=self.sketches == "auto",
-            frames=-(-frames // -(-frames // most)),
-            devices=self.devices,
+            2 if padded else 1,
+            "rademacher",
+            self.sketches == "auto",
+            False,
+            -(-frames // -(-frames // most)),
+            self.devices,
         )
 
     def bottleneck(self, group: Group, batch: int | None = None) -> Frame:

@@ -28,8 +28,8 @@ from typing import Any, BinaryIO
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.train.mapping.plan import Plan, Shard
 
-LOCK_SECONDS = 30.0
-"""How long a shard waits for another process at the same shard to end: one that was killed may take a moment."""
+PATIENCE = 30.0
+"""Seconds that a shard waits for another process at the same shard to end: one that was killed may take a moment."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ class Part:
     """The files of one shard, open for writing; a context manager that other processes wait for.
 
     Raises `ValueError` where the folder holds parts of another plan, naming what differs, and `RuntimeError` where
-    another process is at this shard.
+    another process is at this shard for more than ``patience`` seconds.
     """
 
-    def __init__(self, folder: Path, plan: Plan, shard: Shard) -> None:
-        self.folder, self.plan, self.shard = folder, plan, shard
+    def __init__(self, folder: Path, plan: Plan, shard: Shard, *, patience: float = PATIENCE) -> None:
+        self.folder, self.plan, self.shard, self.patience = folder, plan, shard, patience
         self.share = shard.share(plan.units())
         self.entries: list[Entry] = []
 
@@ -109,7 +109,7 @@ class Part:
             write_atomically(path, mine)
 
     def _lock(self) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + self.patience
         while True:
             try:
                 return fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,6 +162,16 @@ def read_plan(folder: Path, shards: int) -> Plan:
             "not finish: run the same command again, it goes on where it was"
         )
     return plan
+
+
+def divisions(folder: Path) -> list[int]:
+    """The numbers of shards N of which the folder holds parts, those furthest done (by the size of the data) first."""
+    sizes: dict[int, int] = {}
+    for path in folder.glob("*of*.plan.json"):
+        shard = Shard.parse(path.name.partition(".")[0].replace("of", "/"))
+        data = _path(folder, shard, "maps")
+        sizes[shard.of] = sizes.get(shard.of, 0) + (data.stat().st_size if data.exists() else 0)
+    return sorted(sizes, key=lambda of: (-sizes[of], of))
 
 
 def journal(folder: Path, shard: Shard, share: range) -> list[Entry]:

@@ -15,9 +15,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, get_args
 
-Mode = Literal["wa", "iwa", "fwa", "calibrated"]
-"""A map per frame; one of frames 0, period, 2 period, … of each clip; the mean over all frames; one weight per plane,
-calibrated on a codec's own errors in all frames."""
+from jaxwrap.codecs.weightmap import Mode
 
 FROZEN = ("fwa", "calibrated")
 """Modes that give one map."""
@@ -104,7 +102,8 @@ class Plan:
     """Everything that the bytes of a run depend on.
 
     ``receiver`` names what was mapped, ``network`` is the hash of its parameters, ``platform`` the versions and the
-    kind of device. ``period``: 1 but in mode iwa. ``codec`` and ``qp``: of mode calibrated, where ``sketches`` is 0.
+    kind of device. ``period``: 1 but in mode iwa, which maps the frames 0, period, 2 period, … of each clip. ``codec``
+    and ``qp``: of mode calibrated, where ``sketches`` is 0.
     """
 
     mode: Mode

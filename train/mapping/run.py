@@ -10,6 +10,7 @@ ahead, maps are on disk when they are made, and the merge reads one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ import jax
 
 from jaxwrap.arrays import Frame, stack_frames
 from jaxwrap.codec import Codec, EncodeRequest
+from jaxwrap.codecs.weightmap import Mode
 from jaxwrap.importance.sketch import check_sketch
 from jaxwrap.importance.weights import Scope
 from jaxwrap.train.doctor import version_of
@@ -28,7 +30,7 @@ from jaxwrap.train.mapping import parts
 from jaxwrap.train.mapping.collect import Batch, CalibratedSums, Collector, FrozenMean, MapRecords
 from jaxwrap.train.mapping.merge import Written, merge
 from jaxwrap.train.mapping.networks import BottleneckMaps, Group, ModeLike
-from jaxwrap.train.mapping.plan import FROZEN, Mode, Plan, PlannedClip, Shard, Sketches, choose_canvases
+from jaxwrap.train.mapping.plan import FROZEN, Plan, PlannedClip, Shard, Sketches, choose_canvases
 from jaxwrap.train.prefetch import prefetch
 
 DEFAULT_MEMORY = 2 << 30
@@ -98,7 +100,7 @@ def prepare(
 
     Args:
       networks: a wrapper, as the mode that it is (`jaxwrap.train.evaluate.modes.mode_of`).
-      mode: see `jaxwrap.train.mapping.plan.Mode`.
+      mode: see `jaxwrap.codecs.weightmap.Mode`.
       receiver: how the post-processor is named in the files.
       sketches: of each map, or ``"auto"``; not used by mode calibrated.
       period: distance of the frames that mode iwa maps.
@@ -152,19 +154,29 @@ def prepare(
     for i, item in enumerate(planned):
         key, count = item.canvas or item.size, plan.maps_of(i)
         together[key] = together.get(key, 0) + 1 if count == 1 else max(together.get(key, 0), count)
-    batches = {key: maps.frames_within(key, memory, count) for key, count in together.items()}
+    canvases = {item.canvas for item in planned}
+    batches = {key: maps.frames_within(key, memory, count, padded=key in canvases) for key, count in together.items()}
     sized = tuple(dataclasses.replace(item, batch=batches[item.canvas or item.size]) for item in planned)
     return Work(dataclasses.replace(plan, clips=sized), [clip for clip, _ in arranged], maps, codec)
 
 
-def map_shard(work: Work, folder: Path, shard: Shard, *, advance: Callable[[int], None] = lambda maps: None) -> None:
+def map_shard(
+    work: Work,
+    folder: Path,
+    shard: Shard,
+    *,
+    patience: float = parts.PATIENCE,
+    advance: Callable[[int], None] = lambda maps: None,
+) -> None:
     """Computes what is left of a shard's units into ``folder``. ``advance`` is told, batch by batch, how many maps were
-    made."""
+    made; ``patience`` and errors are those of `jaxwrap.train.mapping.parts.Part`."""
     plan = work.plan
     units = plan.units()
-    with parts.Part(folder, plan, shard) as part:
+    with (
+        parts.Part(folder, plan, shard, patience=patience) as part,
+        contextlib.closing(prefetch(_read(plan, work.clips, part.todo), depth=1)) as batches,
+    ):
         collector = _collector(work)
-        batches = prefetch(_read(plan, work.clips, part.todo), depth=1)
         for number, members in itertools.groupby(batches, key=lambda item: item[0]):
             counts, sketches = [0] * sum(len(chunk) for chunk in units[number]), 0
             for _, batch in members:

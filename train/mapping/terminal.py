@@ -12,14 +12,16 @@ from typing import get_args
 import jax
 from rich.table import Table
 
+from jaxwrap.codecs.weightmap import Mode
 from jaxwrap.codecs.x26x import X26x
 from jaxwrap.importance.sketch import check_sketch
 from jaxwrap.importance.weights import DEFAULT_ALPHA, Scope, check_weighting
 from jaxwrap.train.evaluate.modes import mode_of
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.mapping import parts
+from jaxwrap.train.mapping.cluster import Task, choose_shards, map_on_cluster
 from jaxwrap.train.mapping.merge import Written, check_output, make_place, merge
-from jaxwrap.train.mapping.plan import Mode, Plan, Shard, Sketches, parse_bytes
+from jaxwrap.train.mapping.plan import Plan, Shard, Sketches, parse_bytes
 from jaxwrap.train.mapping.run import Work, map_shard, parts_folder, prepare
 from jaxwrap.train.media import ClipReader, open_readers
 from jaxwrap.train.runs import console, progress_bar, warn_unreadable
@@ -62,7 +64,8 @@ class MapRun:
                 "--period, the distance of the encoder's I frames, goes with --mode iwa: give both or neither"
             )
         for name in ("codec", "qp", "size"):
-            if getattr(self, name) is not None and self.mode != "calibrated":
+            known = self.merge is not None and name == "size"  # there the parts tell the mode
+            if getattr(self, name) is not None and self.mode != "calibrated" and not known:
                 raise ValueError(f"--{name} was given with --mode {self.mode}; it is for calibrated")
         if self.sketches is not None and self.mode == "calibrated":
             raise ValueError("--sketches was given with --mode calibrated, which draws nothing")
@@ -73,8 +76,9 @@ class MapRun:
             raise ValueError("--shards N was given without --scheduler; one shard by itself is --shard I/N")
         if any(number is not None and number < 1 for number in (self.merge, self.shards)):
             raise ValueError("a number of shards below 1 was given")
-        if self.shard is not None and (self.alpha, self.scope) != (None, None):
-            raise ValueError("--alpha and --scope were given with --shard; they belong to --merge, when all are done")
+        late = [f"--{name}" for name in ("alpha", "scope", "size") if getattr(self, name) is not None]
+        if self.shard is not None and late:
+            raise ValueError(f"{', '.join(late)} given with --shard: say that with --merge, when all are done")
         if self.merge is None and not self.inputs:
             raise ValueError("Missing option '--input'")
         # Parsed again when they are used: here only so that nothing is begun in vain.
@@ -120,6 +124,7 @@ def run_maps(asked: MapRun) -> None:
         _show(_merged(asked, folder, asked.merge))
         return
     make_place(asked.out)
+    shard = asked.chosen_shard
     codec = X26x(asked.codec or "x265") if asked.mode == "calibrated" else None  # type: ignore[arg-type]
     wrapper, _ = load_wrapper(asked.run, dtype=asked.dtype)
     clips, unreadable = open_readers(asked.inputs, max_frames=asked.max_frames)
@@ -132,16 +137,28 @@ def run_maps(asked: MapRun) -> None:
         seed=asked.seed,
         period=1 if asked.period is None else asked.period,
         memory=parse_bytes(asked.memory),
-        devices=_accelerators(),
+        devices=None if asked.scheduler else _accelerators(),  # workers have their own
         codec=codec,
         qp=32.0 if asked.qp is None else float(asked.qp),
-        check=lambda plan: check_output(plan, asked.out, asked.map_size),
+        # Of a calibrated map, whose size is said with --merge, shards have nothing to check.
+        check=lambda plan: (
+            None if shard and plan.mode == "calibrated" else check_output(plan, asked.out, asked.map_size)
+        ),
     )
-    shard = asked.chosen_shard
     if asked.scheduler is not None:
-        shards = _on_cluster(asked, work, clips, folder)
+        shards = asked.shards or choose_shards(work.plan, folder)
     else:
         shards = 1 if shard is None else shard.of
+    if others := [of for of in parts.divisions(folder) if of != shards]:
+        console.print(
+            f"[yellow]note:[/] {folder} holds parts of a run in {' and in '.join(map(str, others))}, which are of no "
+            f"use to one in {shards}: what they hold is computed again",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if asked.scheduler is not None:
+        _on_cluster(asked, work, clips, folder, shards)
+    else:
         _here(work, folder, shard or Shard())
     if shard is not None:
         console.print(
@@ -167,10 +184,8 @@ def _here(work: Work, folder: Path, shard: Shard) -> None:
         map_shard(work, folder, shard, advance=lambda maps: bar.advance(task, maps))
 
 
-def _on_cluster(asked: MapRun, work: Work, clips: Sequence[ClipReader], folder: Path) -> int:
+def _on_cluster(asked: MapRun, work: Work, clips: Sequence[ClipReader], folder: Path, shards: int) -> None:
     from distributed import Client
-
-    from jaxwrap.train.mapping.cluster import Task, map_on_cluster
 
     by_name = {clip.name: dataclasses.replace(clip, source=clip.source.absolute()) for clip in clips}
     task = Task(
@@ -181,12 +196,10 @@ def _on_cluster(asked: MapRun, work: Work, clips: Sequence[ClipReader], folder: 
         folder=folder.absolute(),
     )
     with Client(asked.scheduler) as client, progress_bar() as bar:
-        shards = asked.shards or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
         all_shards = [Shard(n, shards) for n in range(1, shards + 1)]
         total, done = _progress(work.plan, folder, all_shards)
         progress = bar.add_task("maps", total=total, completed=done, note=f"{_note(work.plan)}, {shards} shards")
         map_on_cluster(task, all_shards, client, advance=lambda maps: bar.advance(progress, maps))
-    return shards
 
 
 def _progress(plan: Plan, folder: Path, shards: Iterable[Shard]) -> tuple[int, int]:
@@ -211,8 +224,9 @@ def _show(written: Sequence[Written]) -> None:
     table = Table("file", "size", "maps", "frames", "relative error, or what it found")
     for item in written:
         info, error = item.info, item.info.details.get("relative_standard_error_of_16x16_means")
-        if (half := info.details.get("relative_half_width_of_interval")) is not None:
-            words = f"± {100 * half:.1f} % ({100 * info.details['interval_level']:.0f} % interval)"
+        if (half := info.details.get("relative_half_width_of_interval_if_frames_are_independent")) is not None:
+            level = info.details["interval_level"]
+            words = f"± {100 * half:.1f} % ({100 * level:.0f} % interval if frames are independent)"
         elif info.mode == "calibrated":
             raw = info.details["plane_weights"]
             words = "raw weights  " + "  ".join(f"{n} {w / max(raw):.2f}" for n, w in zip("yuv", raw, strict=True))
