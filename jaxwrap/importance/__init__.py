@@ -2,7 +2,7 @@
 
 from jaxwrap.importance.averages import MapMean
 from jaxwrap.importance.batches import batched_importance_maps
-from jaxwrap.importance.calibration import Calibration, calibrate, calibrated_map
+from jaxwrap.importance.calibration import Calibration, calibrate
 from jaxwrap.importance.diagnostics import (
     BlockEnergy,
     ErrorTerms,
@@ -27,14 +27,21 @@ from jaxwrap.importance.gram import (
     klt_gram,
     root_weights,
 )
-from jaxwrap.importance.jacobian import Jacobian, JacobianRows, dct_matrix, sketched_rows, transform_rows
+from jaxwrap.importance.jacobian import Jacobian, JacobianRows, cut_blocks, dct_matrix, sketched_rows, transform_rows
 from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map, yuv_metric
 from jaxwrap.importance.memory import frames_within
 from jaxwrap.importance.prediction import moved_totals, weight_spread_bits
 from jaxwrap.importance.probing import exact_diagonal
 from jaxwrap.importance.sketch import SKETCHES, Sketch, TopDct
 from jaxwrap.importance.staleness import Staleness, staleness
-from jaxwrap.importance.weights import DEFAULT_ALPHA, MapError, average_map, check_map, importance_weights
+from jaxwrap.importance.weights import (
+    DEFAULT_ALPHA,
+    LiteralWeights,
+    MapError,
+    check_map,
+    importance_weights,
+    literal_weights,
+)
 
 __all__ = [
     "DEFAULT_ALPHA",
@@ -49,6 +56,7 @@ __all__ = [
     "ImportanceMap",
     "Jacobian",
     "JacobianRows",
+    "LiteralWeights",
     "MapError",
     "MapMean",
     "PlaneScale",
@@ -57,14 +65,13 @@ __all__ = [
     "Staleness",
     "TopDct",
     "attributed_error",
-    "average_map",
     "batched_importance_maps",
     "block_energy",
     "calibrate",
-    "calibrated_map",
     "channel_gram",
     "channel_transform",
     "check_map",
+    "cut_blocks",
     "dct_matrix",
     "diagonal_error",
     "error_terms",
@@ -76,6 +83,7 @@ __all__ = [
     "importance_weights",
     "klt",
     "klt_gram",
+    "literal_weights",
     "map_correlation",
     "moved_totals",
     "root_weights",

@@ -1,8 +1,9 @@
 """Calibrated maps: weights that make Σ w q² the receiver's error for a codec's own errors, cross terms included.
 
 A sketched diagonal is right for errors that do not correlate with one another. A codec's do: zeroed coefficients are
-coherent over places and channels. With q the codec's error on a picture, the weight of a group g of samples is the
-least that accounts for what its errors do together with all others,
+coherent over places and channels. With q the codec's error on a picture, the weight of a group g of samples is its
+part of ‖J q‖²_M, half of what its errors do together with others included, over its own squared error: the value that
+makes the sum over groups exact,
 
     w_g = Σ_{i∈g} q_i (JᵀMJ q)_i / Σ_{i∈g} q_i²,   so that   Σ_g w_g Σ_{i∈g} q_i² = ‖J q‖²_M exactly.
 
@@ -185,11 +186,6 @@ def calibrate(
 ) -> Calibration:
     """A `Calibration` of one batch: samples z before coding and the codec's errors q = ẑ − z."""
     return Calibration(groups, size_of(z), len(z.planes)).update(receiver, z, q, metric=metric)
-
-
-def calibrated_map(receiver: Receiver, z: Frame, q: Frame, *, metric: Metric = None, groups: Groups = "plane") -> Frame:
-    """The calibrated raw map h of one batch, 1 picture that serves all frames (findings: the map that never lost)."""
-    return calibrate(receiver, z, q, metric=metric, groups=groups).map()
 
 
 def _check_groups(groups: Any, size: tuple[int, int], planes: int) -> None:

@@ -83,11 +83,15 @@ def finite_frames(tree: Any) -> jax.Array:
     return jnp.stack(flags).all(0)
 
 
-def refuse(bad: jax.Array | np.ndarray, what: str, frame_offset: int) -> None:
-    """Raises for the flagged frames, named by their numbers in the sequence; nothing is known while tracing."""
+def refuse(bad: jax.Array | np.ndarray, what: str, frame_offset: Any) -> None:
+    """Raises for the flagged frames, named by their numbers in the sequence; nothing is known while tracing.
+
+    ``frame_offset``: number of the first frame, or the numbers of all (of more than there are flags, the first ones).
+    """
     if isinstance(bad, jax.core.Tracer) or not (flags := np.asarray(bad)).any():
         return
-    numbers = [str(int(i) + frame_offset) for i in np.flatnonzero(flags)]
+    places, offset = np.flatnonzero(flags), np.asarray(frame_offset)
+    numbers = [str(int(number)) for number in (offset[places] if offset.ndim else places + offset)]
     listed = ", ".join(numbers[:8]) + (" …" if len(numbers) > 8 else "")
     raise ValueError(f"{what} frame{'s' if len(numbers) > 1 else ''} {listed}")
 
@@ -105,7 +109,7 @@ def _every_other_spoilt(z: Frame) -> Frame:
 
 
 def check_independence(
-    function: jax.tree_util.Partial, z: Frame, finite_output: Callable[[Frame], jax.Array], frame_offset: int
+    function: jax.tree_util.Partial, z: Frame, finite_output: Callable[[Frame], jax.Array], frame_offset: Any
 ) -> None:
     """Raises `ValueError` where a frame's output depends on another frame; looked for once per receiver and shape.
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, size_of
 from jaxwrap.importance.jacobian import JacobianRows
-from jaxwrap.importance.receiver import Metric, Receiver, as_floats, as_partial, output_of, root_metric
+from jaxwrap.importance.receiver import Metric, Receiver, as_floats, as_partial, output_of, root_metric, weighted
 from jaxwrap.importance.sketch import accumulator_dtype
 
 
@@ -65,16 +65,13 @@ def error_terms(receiver: Receiver, z: Frame, z_hat: Frame, *, wanted: Any = Non
 
 @jax.jit
 def _error_terms(function: jax.tree_util.Partial, z: Frame, z_hat: Frame, wanted: Any, root: Any) -> ErrorTerms:
-    def weighted(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf, m: leaf * m.astype(leaf.dtype), tree, root)
-
     q = jax.tree.map(jnp.subtract, z_hat, z)
     at_z, linear = jax.jvp(lambda frame: function(frame), (z,), (q,))
     at_z_hat = function(z_hat)
-    e = weighted(jax.tree.map(jnp.subtract, at_z_hat, at_z))
-    eta = weighted(jax.tree.map(jnp.subtract, at_z if wanted is None else wanted, at_z))
+    e = weighted(jax.tree.map(jnp.subtract, at_z_hat, at_z), root)
+    eta = weighted(jax.tree.map(jnp.subtract, at_z if wanted is None else wanted, at_z), root)
     left = jax.tree.map(jnp.subtract, eta, e)
-    linear = weighted(linear)
+    linear = weighted(linear, root)
     return ErrorTerms(_inner(left, left), _inner(eta, eta), _inner(e, e), 2.0 * _inner(e, eta), _inner(linear, linear))
 
 
@@ -111,7 +108,7 @@ def _attributed_error(function: jax.tree_util.Partial, z: Frame, z_hat: Frame, w
     q = jax.tree.map(jnp.subtract, z_hat, z)
 
     def error(at: Frame) -> jax.Array:
-        left = jax.tree.map(lambda a, b, m: (a - b) * m.astype(a.dtype), function(at), target, root)
+        left = weighted(jax.tree.map(jnp.subtract, function(at), target), root)
         return _inner(left, left).sum()
 
     slopes = [jax.grad(error)(jax.tree.map(lambda a, b, t=t: a + t * b, z, q)) for t in _NODES]

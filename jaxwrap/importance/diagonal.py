@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwrap.arrays import Frame
-from jaxwrap.importance.blocks import block_means, frame_mean, frame_sum, spread_blocks
+from jaxwrap.importance.blocks import BLOCK, block_means, frame_mean, frame_sum, spread_blocks
 from jaxwrap.importance.checks import finite_frames
+from jaxwrap.importance.receiver import weighted
 from jaxwrap.importance.sketch import SketchKind, TopDct, accumulator_dtype, sketch_row
 
 
@@ -99,15 +100,11 @@ def linearise(
 
     def local(function: jax.tree_util.Partial, z: Frame, root: Any) -> Linearised:
         y, pullback = jax.vjp(lambda frame: function(frame), z)
-        kept = kind.select(_weighted(y, root)) if isinstance(kind, TopDct) else None
+        kept = kind.select(weighted(y, root)) if isinstance(kind, TopDct) else None
         point = Linearised(pullback, kept, finite_frames(z), finite_frames(y))
         return point if sharding is None else point.with_axes()
 
     return _on_each(local, sharding, (_WHOLE, _SPREAD, _root_specs(root)))(function, z, root)
-
-
-def _weighted(output: Any, root: Any) -> Any:
-    return jax.tree.map(lambda leaf, weight: leaf * weight.astype(leaf.dtype), output, root)
 
 
 @jax.tree_util.register_dataclass
@@ -225,7 +222,7 @@ def add_sketch(
         at: tuple[Linearised, ...], state: State, key: jax.Array, index: jax.Array, offsets: jax.Array, root: Any
     ) -> State:
         s = sketch_row(key, index, like.tree(), kind=kind, frame_offset=offsets, kept=at[0].kept)
-        cotangent = _weighted(s, root)
+        cotangent = weighted(s, root)
 
         def squared(point: Linearised) -> Frame:
             # Behind the barrier, squares are rounded once: no compiler folds them into the sums that follow, or not.
@@ -257,11 +254,28 @@ class Diagonal:
 
 
 @jax.jit
-def relative_block_error(block_standard_error: Frame, h: Frame) -> jax.Array:
-    """Root mean square of the block errors over the mean of h, all planes together, ``[N]``."""
-    planes = block_standard_error.planes
-    square = sum(frame_sum(p * p) for p in planes) / sum(p.shape[1] * p.shape[2] for p in planes)
-    return jnp.sqrt(square) / frame_mean(h)
+def relative_block_error(block_standard_error: Frame, h: Frame, own_sizes: jax.Array | None = None) -> jax.Array:
+    """Root mean square of the block errors over the mean of h, all planes together, ``[N]``.
+
+    ``own_sizes``: luma height and width ``[N, 2]`` of the part at the top left that counts; None: all.
+    """
+    squares = jax.tree.map(lambda p: p * p, block_standard_error)
+    if own_sizes is None:
+        return jnp.sqrt(frame_mean(squares)) / frame_mean(h)
+    height = h.y.shape[1]
+    mean_square = _part_mean(squares, own_sizes, [BLOCK] * len(squares.planes))
+    return jnp.sqrt(mean_square) / _part_mean(h, own_sizes, [height // p.shape[1] for p in h.planes])
+
+
+def _part_mean(frame: Frame, own_sizes: jax.Array, steps: Sequence[int]) -> jax.Array:
+    """Mean over a part of each picture, ``[N]``; ``steps``: luma samples from one value of a plane to the next."""
+    total, count = [], []
+    for plane, step in zip(frame.planes, steps, strict=True):
+        rows, columns = (jnp.arange(n)[None] * step < own_sizes[:, i : i + 1] for i, n in enumerate(plane.shape[1:]))
+        inside = rows[:, :, None] & columns[:, None, :]
+        total.append(frame_sum(jnp.where(inside, plane, 0)))
+        count.append(inside.sum((1, 2)))
+    return sum(total[1:], total[0]) / sum(count[1:], count[0]).astype(total[0].dtype)
 
 
 @partial(jax.jit, static_argnames="sharding")
@@ -306,9 +320,9 @@ def _without_negatives(h: Frame, mean: Frame) -> Frame:
 
 
 @jax.jit
-def unsettled(result: Diagonal, target: Any) -> jax.Array:
+def unsettled(result: Diagonal, target: Any, own_sizes: jax.Array | None) -> jax.Array:
     """Frames whose relative block error is above the target, ``[N]``; those without one (NaN, zeros) are not."""
-    return relative_block_error(result.block_standard_error, result.h) > target
+    return relative_block_error(result.block_standard_error, result.h, own_sizes) > target
 
 
 @jax.jit
@@ -330,6 +344,7 @@ def sketched_diagonal(
     target: float,
     known: Frame | None,
     beta: float | None,
+    own_sizes: jax.Array | None,
     sharding: NamedSharding | None,
 ) -> Diagonal:
     """Adds sketches up to each of ``steps``; frames whose relative block error is within ``target`` at one stop there.
@@ -343,7 +358,7 @@ def sketched_diagonal(
             state = add_sketch(at, state, key, index, offsets, root, kind=kind, like=like, sharding=sharding)
         count, now = step, finish(state, step, known, beta, sharding=sharding)
         result = now if result is None else settle(result, now, going)
-        if step != steps[-1] and not (going := unsettled(result, target)).any():
+        if step != steps[-1] and not (going := unsettled(result, target, own_sizes)).any():
             break
     assert result is not None
     return result

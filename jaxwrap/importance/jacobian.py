@@ -2,7 +2,7 @@
 
 `Jacobian` is M^½ J, so that ‖mv(q)‖² = ‖J q‖²_M is the error a small coding error q makes (FP-RDO equation 8). Its
 rows S M^½ J (equation 12) keep what the diagonal drops, the interplay of the samples of a block: equation 14 compares
-Σ_s (row_s · q)² per block. `blocks` cuts rows into blocks, `transform_rows` takes them to a transform's domain
+Σ_s (row_s · q)² per block. `cut_blocks` cuts rows into blocks, `transform_rows` takes them to a transform's domain
 (equation 16), where an encoder has its quantisation errors.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, frame_of
 from jaxwrap.importance.checks import finite_frames, refuse
-from jaxwrap.importance.diagonal import OutputShape, linearise
-from jaxwrap.importance.receiver import Metric, Receiver, as_floats, as_partial, output_of, root_metric
+from jaxwrap.importance.diagonal import Linearised, OutputShape, linearise
+from jaxwrap.importance.receiver import Metric, Receiver, as_floats, as_partial, output_of, root_metric, weighted
 from jaxwrap.importance.sketch import SketchKind, TopDct, accumulator_dtype, check_sketch, sketch_row
 
 BLOCK_SIZES = (4, 8, 16, 32)
@@ -69,7 +69,7 @@ class TransposedJacobian:
 
     def __init__(self, jacobian: Jacobian) -> None:
         self._jacobian = jacobian
-        self._pullback = linearise(jacobian.receiver, jacobian.z, jacobian.root, kind="rademacher").pullback
+        self._point = linearise(jacobian.receiver, jacobian.z, jacobian.root, kind="rademacher")
 
     def mv(self, u: Any) -> Frame:
         """Jᵀ M^½ u: a pytree like the receiver's output → a frame like z. One backward pass."""
@@ -78,7 +78,7 @@ class TransposedJacobian:
         if came != wanted:
             raise ValueError(f"a tree of shapes {came} was given; wanted one like the receiver's output: {wanted}")
         u = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), u, output)
-        return _backward(self._pullback, self._jacobian.root, u)
+        return _backward(self._point, self._jacobian.root, u)
 
     def transpose(self) -> Jacobian:
         """M^½ J again."""
@@ -118,16 +118,13 @@ def sketched_rows(
     check_sketch(sketch, rows)
     linear = linearise(jacobian.receiver, jacobian.z, jacobian.root, kind=sketch)
     like = OutputShape.of(jacobian.output)
-    drawn = [
-        _row(linear.pullback, linear.kept, jacobian.root, key, i, frame_offset, like=like, kind=sketch)
-        for i in range(rows)
-    ]
+    drawn = [_row(linear, jacobian.root, key, i, frame_offset, like=like, kind=sketch) for i in range(rows)]
     stacked, finite = _stack(drawn)
     refuse(~finite, "the receiver's derivative is NaN or infinite in", frame_offset)
     return JacobianRows(stacked)
 
 
-def blocks(rows: JacobianRows, size: int) -> Frame:
+def cut_blocks(rows: JacobianRows, size: int) -> Frame:
     """Rows cut into blocks of ``size`` × ``size`` samples of each plane, ``[N, ℓ, ⌈H/b⌉, ⌈W/b⌉, b, b]``.
 
     ``size`` is 4, 8, 16 or 32. Blocks that the right or lower edge cuts are filled with 0: there are no samples.
@@ -145,19 +142,24 @@ def blocks(rows: JacobianRows, size: int) -> Frame:
 
 
 def dct_matrix(size: int) -> np.ndarray:
-    """Orthonormal DCT-II as the matrix D whose columns are the basis: y = Dᵀ x, ``[size, size]`` float64."""
-    n, k = np.arange(size)[:, None], np.arange(size)[None]
-    basis = np.sqrt(2.0 / size) * np.cos(np.pi * (2 * n + 1) * k / (2 * size))
-    basis[:, 0] = 1.0 / np.sqrt(size)
+    """Orthonormal DCT-II as the matrix D whose **columns** are the basis functions: y = Dᵀ x, ``[size, size]`` float64.
+
+    √(2/size) cos((2n + 1) k π / (2 size)) in row n and column k, column 0 over √2.
+    """
+    n, k = np.ogrid[:size, :size]
+    basis = np.sqrt(2 / size) * np.cos((2 * n + 1) * k * np.pi / (2 * size))
+    basis[:, 0] /= np.sqrt(2)
     return basis
 
 
 def transform_rows(blocks: Frame, column: np.ndarray, row: np.ndarray) -> Frame:
     """B = S M^½ J D for the separable transform Y = D_cᵀ X D_r of a block X (FP-RDO equation 16).
 
-    ``blocks`` ``[…, b, b]`` per plane, ``column`` D_c and ``row`` D_r ``[b, b]``, orthogonal. For an error q of a block
-    and its transform e = D_cᵀ q D_r the inner products are the same: ⟨R, q⟩ = ⟨D_cᵀ R D_r, e⟩. Raises `ValueError`
-    for matrices that are not orthogonal or of another size.
+    ``blocks`` ``[…, b, b]`` per plane. ``column`` D_c transforms the columns of a block, ``row`` D_r its rows; both
+    ``[b, b]``, orthogonal, with one basis function per **column**, as `dct_matrix` has them. A matrix T with one basis
+    function per row, Y = T X Tᵀ, as codecs' standards print them, is to be given as ``T.T``: the wrong way round it is
+    orthogonal too, and nothing can tell. For an error q of a block and its transform e = D_cᵀ q D_r the inner products
+    are the same: ⟨R, q⟩ = ⟨D_cᵀ R D_r, e⟩. Raises `ValueError` for matrices that are not orthogonal or of another size.
     """
     size = blocks.y.shape[-1]
     for name, matrix in (("column", column), ("row", row)):
@@ -182,7 +184,7 @@ def flatten(tree: Any) -> jax.Array:
 def forward(function: jax.tree_util.Partial, z: Frame, root: Any, q: Frame) -> Any:
     """M^½ J q."""
     _, tangent = jax.jvp(lambda frame: function(frame), (z,), (q,))
-    return jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), tangent, root)
+    return weighted(tangent, root)
 
 
 @jax.jit
@@ -198,15 +200,14 @@ def _matrix(function: jax.tree_util.Partial, z: Frame, root: Any) -> jax.Array:
 
 
 @jax.jit
-def _backward(pullback: Any, root: Any, u: Any) -> Frame:
-    (gradient,) = pullback(jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), u, root))
-    return gradient
+def _backward(point: Linearised, root: Any, u: Any) -> Frame:
+    """Jᵀ M^½ u."""
+    return point.pull(weighted(u, root))
 
 
 @partial(jax.jit, static_argnames=("like", "kind"))
 def _row(
-    pullback: Any,
-    kept: Any,
+    point: Linearised,
     root: Any,
     key: jax.Array,
     index: Any,
@@ -216,9 +217,8 @@ def _row(
     kind: SketchKind | TopDct,
 ) -> Frame:
     """One row, unscaled."""
-    return _backward(
-        pullback, root, sketch_row(key, index, like.tree(), kind=kind, frame_offset=frame_offset, kept=kept)
-    )
+    s = sketch_row(key, index, like.tree(), kind=kind, frame_offset=frame_offset, kept=point.kept)
+    return _backward(point, root, s)
 
 
 @jax.jit

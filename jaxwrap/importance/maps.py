@@ -6,9 +6,9 @@ random sketch with E[Sᵀ S] = I (`jaxwrap.importance.sketch`). For a small codi
 E[‖r(z + q) − r(z)‖²_M] ≈ Σ h_i q_i² when the entries of q are uncorrelated (WA-RDO section 3, equations 5 and 6).
 
 Unit of h: squared unit of the metric per squared sample step. E[h] is the exact diagonal of Jᵀ M J, at any number of
-sketches. Relative standard deviation per sample: √(2/n_s) for Gaussian sketches; √(2 (1 − Σ J⁴ / (Σ J²)²) / n_s) for
-Rademacher ones, Σ over the outputs that depend on the sample; so 0 for a pointwise receiver, about .7 for a deep one
-at n_s = 4.
+sketches; of less than that for a `TopDct`, and not quite for a `ControlVariate`, see there. Relative standard deviation
+per sample: √(2/n_s) for Gaussian sketches; √(2 (1 − Σ J⁴ / (Σ J²)²) / n_s) for Rademacher ones, Σ over the outputs that
+depend on the sample; so 0 for a pointwise receiver, about .7 for a deep one at n_s = 4.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class ImportanceMap:
     and are None when ``sketches`` is 1.
 
     ``sketches``: how many were asked for; with ``"auto"`` the most that were allowed, and ``frame_sketches``, ``[N]``
-    integers, says how many each frame took (None where all took ``sketches``).
+    integers, says how many each frame took (None where all took ``sketches``). ``controlled``: whether a
+    `ControlVariate` corrected it, so that its errors are less than those of as many plain sketches.
     """
 
     h: Frame
@@ -54,13 +55,22 @@ class ImportanceMap:
     block_standard_error: Frame | None
     sketches: int = dataclasses.field(metadata={"static": True})
     frame_sketches: Any = None
+    controlled: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def relative_block_error(self) -> jax.Array:
         """Root mean square of the block errors over the mean of h, all planes together, ``[N]``. Needs 2 sketches."""
         return relative_block_error(self._known_error(), self.h)
 
     def sketch_spread(self) -> Frame:
-        """Standard deviation between sketches of each block mean, ``[N, ⌈H/16⌉, ⌈W/16⌉]`` per plane."""
+        """Standard deviation between sketches of each block mean, ``[N, ⌈H/16⌉, ⌈W/16⌉]`` per plane.
+
+        Raises `ValueError` for a map from 1 sketch, and for one with a control variate: its error is not that of plain
+        sketches.
+        """
+        if self.controlled:
+            raise ValueError(
+                "a map made with a control variate does not tell the spread between plain sketches: make one without"
+            )
         count = jnp.full((num_frames(self.h),), self.sketches) if self.frame_sketches is None else self.frame_sketches
         root = jnp.sqrt(jnp.asarray(count).astype(jnp.float32))[:, None, None]
         return jax.tree.map(lambda p: p * root.astype(p.dtype), self._known_error())
@@ -86,11 +96,13 @@ class ControlVariate:
     frame later, .31 and .46 sixteen frames later; sports at 50 Hz .57 and .90 one frame later, .97 and 1 after sixteen.
 
     ``reference``: samples, N frames like z or 1 that serves them all. ``h``: its map, exact or from many sketches, of
-    the same receiver and metric; its own error, times β, comes on top of the one that is stated. ``beta``: β; a number
-    keeps the estimate unbiased. None estimates it for each frame and plane by regression over all samples from the same
-    sketches, which leaves a bias of the order of the correction over the number of independent samples. Samples that
-    come out negative are set to 0, and the rest of their 16×16 block is scaled so that its mean is not changed: weights
-    have to be ≥ 0, and blocks are what encoders act on.
+    the same receiver and metric; its own error, times β, comes on top of the one that is stated. ``beta``: β; with a
+    number the estimate is unbiased until it is clipped. None estimates it for each frame and plane by regression over
+    all samples from the same sketches, which leaves a bias of the order of the correction over the number of
+    independent samples. Then samples that came out negative are set to 0, and the rest of their 16×16 block is scaled
+    so that its mean is not changed (or 0, where that was negative): weights have to be ≥ 0, and blocks are what
+    encoders act on. So with a number for β means of blocks stay unbiased where they are not themselves clipped, samples
+    do not. Not for `TopDct`, which keeps other coefficients at z than at the reference.
     """
 
     reference: Frame
@@ -119,12 +131,13 @@ def importance_map(
     sketches: int | Literal["auto"] = 4,
     metric: Metric = None,
     sketch: SketchKind | TopDct = "rademacher",
-    frame_offset: int = 0,
+    frame_offset: int | Sequence[int] = 0,
     target_error: float = 0.05,
     max_sketches: int = 64,
     control: ControlVariate | None = None,
     memory_budget: int | None = None,
     devices: Sequence[jax.Device] | None = None,
+    own_sizes: Sequence[tuple[int, int]] | None = None,
 ) -> ImportanceMap:
     """Sketched diagonal of ``receiver`` at z, for every frame of the batch at once.
 
@@ -147,30 +160,34 @@ def importance_map(
     Args:
       receiver: pure function, samples → pytree of float arrays ``[N, …]``.
       z: samples ``[N, H, W]`` per plane; integers are taken as float32.
-      key: random key. The map of frame n depends on it and on ``frame_offset + n`` only, not on the rest of the batch.
+      key: random key. The map of a frame depends on it and on the frame's number only, not on the rest of the batch.
       sketches: n_s ≥ 1, 2 or more for standard errors; or ``"auto"``.
       metric: diagonal of M, see `Metric`.
       sketch: ``"rademacher"`` (smaller variance), ``"gaussian"``, or a `TopDct`.
-      frame_offset: number in the sequence of the batch's first frame.
+      frame_offset: number in the sequence of the batch's first frame; or the numbers of all its frames, ``[N]``, where
+        they do not follow one another.
       target_error: relative block error > 0 at which ``"auto"`` stops.
       max_sketches: the most that ``"auto"`` takes, ≥ 2.
       control: a control variate; needs 2 sketches where its β is to be estimated.
       memory_budget: bytes per device, see `jaxwrap.importance.memory`; None: all frames at once.
       devices: devices that share the frames; None: where z lies.
+      own_sizes: luma height and width of each frame's own picture, at the top left of padded ones: all that ``"auto"``
+        looks at; None: all of z.
 
     Raises:
       ValueError: unknown sketch, fewer than 1 sketch, a receiver that draws random numbers, an output that is not float
-        or has another leading axis, a metric that does not fit or is negative, a control variate of another size, a
-        budget too small for one frame; ``"auto"``, ``memory_budget`` or ``devices`` inside an outer `jax.jit`. And,
-        unless traced by one: NaN or infinity in z, output or map, frames whose output does not depend on z, and frames
-        that depend on one another (see `jaxwrap.importance.checks` for what cannot be found).
+        or has another leading axis, a metric that does not fit or is negative, a control variate of another size or
+        with a `TopDct`, frame numbers or own sizes that do not fit the frames, a budget too small for one frame;
+        ``"auto"``, ``memory_budget`` or ``devices`` inside an outer `jax.jit`. And, unless traced by one: NaN or
+        infinity in z, output or map, frames whose output does not depend on z, and frames that depend on one another
+        (see `jaxwrap.importance.checks` for what cannot be found).
     """
     steps = _steps(sketches, target_error, max_sketches, control)
     check_sketch(sketch, steps[-1])
     check_frame(z)
     n, auto = num_frames(z), sketches == "auto"
     if control is not None:
-        control = _checked_control(control, z)
+        control = _checked_control(control, z, sketch)
     special = auto or memory_budget is not None or devices is not None
     if special and any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((z, key, receiver))):
         raise ValueError(
@@ -180,6 +197,8 @@ def importance_map(
     shape = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, float_dtype(p.dtype)), z)
     root = root_metric(metric, output_of(function, shape), on_host=memory_budget is not None)
     sharding = frame_sharding(devices)
+    numbers = _frame_numbers(frame_offset, n)
+    own = None if own_sizes is None else _checked_sizes(own_sizes, z)
     size = n
     if memory_budget is not None:
         one = jax.tree.map(lambda p: jax.ShapeDtypeStruct((1, *p.shape[1:]), p.dtype), shape)
@@ -201,7 +220,8 @@ def importance_map(
             steps=steps,
             target=target_error if auto else 0.0,
             control=control,
-            frame_offset=frame_offset,
+            numbers=numbers,
+            own_sizes=own,
         )
         parts.append(part if memory_budget is None and sharding is None else jax.device_get(part))
     done = parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: np.concatenate(p), *parts)
@@ -212,7 +232,29 @@ def importance_map(
         done.block_standard_error if known else None,
         steps[-1],
         done.sketches if auto else None,
+        control is not None,
     )
+
+
+def _frame_numbers(frame_offset: Any, n: int) -> Any:
+    """The number in the sequence of each of n frames, ``[n]`` int32."""
+    xp = jnp if isinstance(frame_offset, jax.core.Tracer) else np
+    offset = xp.asarray(frame_offset, np.int32)
+    if offset.ndim and offset.shape != (n,):
+        raise ValueError(
+            f"frame numbers of shape {offset.shape} were given for {n} frames; wanted one per frame, or the first one's"
+        )
+    return offset if offset.ndim else xp.arange(n, dtype=np.int32) + offset
+
+
+def _checked_sizes(own_sizes: Sequence[tuple[int, int]], z: Frame) -> np.ndarray:
+    own, (n, *size) = np.asarray(own_sizes, np.int32), z.y.shape
+    if own.shape != (n, 2) or (own < 1).any() or (own > np.asarray(size)).any():
+        raise ValueError(
+            f"own sizes {own.tolist()} were given for {n} frames of {size[1]}×{size[0]}; wanted a luma height and "
+            "width of each, within that"
+        )
+    return own
 
 
 def _steps(
@@ -234,7 +276,12 @@ def _steps(
     return (sketches,)
 
 
-def _checked_control(control: ControlVariate, z: Frame) -> ControlVariate:
+def _checked_control(control: ControlVariate, z: Frame, sketch: SketchKind | TopDct) -> ControlVariate:
+    if isinstance(sketch, TopDct):
+        raise ValueError(
+            "a control variate was given with a TopDct, which keeps other coefficients at z than at the reference, so "
+            "that its known map is of another projection: use a rademacher or gaussian sketch, or no control"
+        )
     for name, frame in (("reference", control.reference), ("map", control.h)):
         check_frame(frame)
         if (
@@ -274,10 +321,18 @@ class _Chunk:
         """The chunk's part of weights; those without an axis of n frames serve as they are."""
         return jax.tree.map(lambda p: self._take(p, p.dtype) if p.shape[0] == self.n > 1 else jnp.asarray(p), root)
 
-    def offsets(self, frame_offset: int) -> jax.Array:
+    def numbers(self, numbers: Any) -> Any:
+        """The chunk's part of the frames' numbers in the sequence, ``[size]``."""
+        return numbers[np.minimum(self.first + np.arange(self.size), self.n - 1)]
+
+    def offsets(self, numbers: Any) -> jax.Array:
         """What takes a frame's place among its device's frames to its number in the sequence, ``[size]``."""
-        before = np.arange(self.size) // self.per_device * self.per_device
-        return self._placed(jnp.asarray(before + self.first + frame_offset, jnp.int32))
+        places = np.arange(self.size, dtype=np.int32) % self.per_device
+        return self._placed(jnp.asarray(self.numbers(numbers) - places, jnp.int32))
+
+    def own_sizes(self, sizes: np.ndarray) -> jax.Array:
+        """The chunk's part of the pictures' own sizes, ``[size, 2]``."""
+        return self._take(sizes, jnp.int32)
 
     @property
     def per_device(self) -> int:
@@ -309,7 +364,8 @@ def _map_chunk(
     steps: tuple[int, ...],
     target: float,
     control: ControlVariate | None,
-    frame_offset: int,
+    numbers: Any,
+    own_sizes: np.ndarray | None,
 ) -> Diagonal:
     """The map of one chunk, without its padding."""
     z, root = chunk.samples(z), chunk.weights(root)
@@ -323,7 +379,7 @@ def _map_chunk(
         at,
         z,
         key=key,
-        offsets=chunk.offsets(frame_offset),
+        offsets=chunk.offsets(numbers),
         root=root,
         like=like,
         kind=sketch,
@@ -331,16 +387,17 @@ def _map_chunk(
         target=target,
         known=None if control is None else chunk.samples(control.h),
         beta=None if control is None else control.beta,
+        own_sizes=None if own_sizes is None else chunk.own_sizes(own_sizes),
         sharding=chunk.sharding,
     )
     del at  # the residuals of the forward pass: nothing needs them while the checks run
-    first = chunk.first + frame_offset
+    named = chunk.numbers(numbers)
     if chunk.real < chunk.size:
         result = jax.tree.map(lambda p: p[: chunk.real], result)
 
     def check(good: jax.Array, what: str) -> None:
         if not isinstance(good, jax.core.Tracer):
-            refuse(~np.asarray(good)[: chunk.real], what, first)
+            refuse(~np.asarray(good)[: chunk.real], what, named)
 
     for (finite_z, finite_output), place in zip(flags, ("", "at the control variate's reference "), strict=False):
         check(finite_z, f"{place}z holds NaN or infinity in")
@@ -351,5 +408,5 @@ def _map_chunk(
         "the receiver's output does not depend on z (a stop_gradient or a rounding inside, saturated activations, or a "
         "metric of zeros) in",
     )
-    check_independence(function, z, lambda spoilt: run(spoilt).finite_output, first)
+    check_independence(function, z, lambda spoilt: run(spoilt).finite_output, named)
     return result

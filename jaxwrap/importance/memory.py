@@ -193,7 +193,7 @@ def _bytes(
     ]
     if auto:
         going = jax.ShapeDtypeStruct((frames,), np.bool_, sharding=sharding)
-        look, choose = unsettled.lower(result, 0.5).compile(), settle.lower(result, result, going).compile()
+        look, choose = unsettled.lower(result, 0.5, None).compile(), settle.lower(result, result, going).compile()
         beside = held + points + _output(begin)
         peaks += [beside + _total(look), beside + _total(choose), beside + _output(end) + _total(end)]
     return max(peaks)

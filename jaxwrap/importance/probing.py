@@ -4,14 +4,16 @@ Samples whose errors reach different outputs can share one forward derivative. W
 and p more than the receiver's reach, M^½ J q holds the columns of all of them side by side; the sum of squares over
 each one's part of the output is its entry of the diagonal. All samples of a plane take p² derivatives, those of a
 packed frame p² × channels (channels at one place reach the same outputs), for all frames of a batch at once; and
-(p + 1)² more for certainty, see below.
+(p + u)² more for certainty, see below. u, of which p is a multiple, is the least step of samples that is a whole step
+of every output: 1 for outputs of z's size or whole multiples of it, 2 behind a stride of 2.
 
 How far a sample reaches is measured, not declared: single samples are probed in the corners, in the centre and at
 random places, at z and at random other samples (units that are dead at z may be alive there), and the largest extent is
 taken, in output samples, relative to the sample's own place times the ratio of the sizes. As that is a measurement, the
 result is made safe in four ways. Every comb leaves a guard of outputs round each part that nothing may reach. All is
-done twice, with two coprime spacings, so that what reaches past a guard lands in the part of a different sample
-each time (unless it reaches p (p + 1) samples far, or a multiple of that, in both directions, and nothing between). A
+done twice, with spacings p and p + u, which have no more than u in common, so that what reaches past a guard lands in
+the part of a different sample each time (unless it reaches p (p + u) / u samples far, or a multiple of that, in both
+directions, and nothing between; a spacing that would pass the picture's size has one tooth, which may reach all). A
 value in a guard, or a difference between the two, at any sample of any frame, widens the reach and starts again. And
 samples drawn at random are computed again on their own. Only what is alive at z counts in all of this: a reach that z
 does not show cannot spoil the diagonal at z.
@@ -33,7 +35,7 @@ import numpy as np
 from jaxwrap.arrays import Frame, frame_of, num_frames
 from jaxwrap.importance.checks import finite_frames, refuse
 from jaxwrap.importance.jacobian import Jacobian, forward
-from jaxwrap.importance.receiver import Metric, Receiver, apply
+from jaxwrap.importance.receiver import Metric, Receiver, apply, weighted
 from jaxwrap.importance.sketch import accumulator_dtype
 from jaxwrap.packing import TileLayout, from_tiles, to_tiles
 
@@ -114,7 +116,7 @@ class _Comb:
     axes: tuple[tuple[_Axis, _Axis], ...]
 
     def wider(self, grid: _Grid) -> _Comb:
-        """The same with the next spacing, which has no factor in common but the least one that the ratios ask for."""
+        """The same with the next spacing: their greatest common divisor is what the ratios ask for, `_unit`."""
         down, across = (p + _unit([pair[i] for pair in self.axes]) for i, p in enumerate(self.spacing))
         return _Comb((min(down, grid.height), min(across, grid.width)), self.axes)
 
@@ -422,7 +424,7 @@ def _energies(
 
     def one(row: jax.Array, column: jax.Array, channel: jax.Array) -> list[jax.Array]:
         q = grid.tangent(row[:, None] & column[None], channel, z)
-        tangents = jax.tree.map(lambda leaf, r: leaf * r.astype(leaf.dtype), push(q), root)
+        tangents = weighted(push(q), root)
         return [
             jnp.sum(
                 jnp.square(jnp.moveaxis(leaf, spatial_axes, (1, 2)).astype(accumulator_dtype(leaf.dtype))),

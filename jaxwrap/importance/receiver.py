@@ -161,3 +161,8 @@ def root_metric(metric: Metric, output: Any, *, on_host: bool = False) -> Any:
         return xp.sqrt(wide).reshape((1,) * (leaf.ndim - len(shape)) + shape)
 
     return map_prefix(root, 1.0 if metric is None else metric, output)
+
+
+def weighted(tree: Any, root: Any) -> Any:
+    """M^½ times a tree like the output, in the tree's dtypes; ``root`` from `root_metric`."""
+    return jax.tree.map(lambda leaf, weight: leaf * weight.astype(leaf.dtype), tree, root)

@@ -29,23 +29,29 @@ class TopDct:
 
     P keeps, of each frame and channel of v, the ``coefficients`` entries of the orthonormal 2-D DCT-II that are largest
     in magnitude at z; Rademacher rows follow. P depends on the picture: h is the diagonal of Jᵀ M^½ Pᵀ P M^½ J, less
-    than the whole diagonal, by what the dropped coefficients see. In v, axes 1 and 2 of an array of three axes or more
-    are the picture, all further ones channels; smaller arrays are kept whole.
+    than the whole diagonal, by what the dropped coefficients see. In v, ``spatial_axes`` of an array are the picture,
+    (2, 3) for ``[N, C, H, W]``, and all further ones but the first channels; arrays without these axes are kept whole.
     """
 
     coefficients: int = 16
+    spatial_axes: tuple[int, int] = (1, 2)
 
     def __post_init__(self) -> None:
+        if min(self.spatial_axes) < 1 or len(set(self.spatial_axes)) != 2:
+            raise ValueError(
+                f"spatial axes {self.spatial_axes} were given to TopDct; wanted two different ones from 1 on (axis 0 "
+                "is the frames)"
+            )
         if self.coefficients < 1:
             raise ValueError(f"TopDct keeps at least 1 coefficient of each channel; {self.coefficients} was given")
 
     def select(self, v: Any) -> Any:
-        """Where the kept coefficients are: per array ``[N, H, W, …]`` of v, ``[N, …, k]`` flat positions in H × W."""
+        """Where the kept coefficients are: per array of v with N frames, ``[N, …, k]`` flat positions in H × W."""
 
         def positions(leaf: jax.Array) -> jax.Array:
-            if leaf.ndim < 3:
+            if leaf.ndim <= max(self.spatial_axes):
                 return jnp.zeros((leaf.shape[0], 0), jnp.int32)
-            wide = jnp.moveaxis(leaf.astype(accumulator_dtype(leaf.dtype)), (1, 2), (-2, -1))  # [N, …, H, W]
+            wide = jnp.moveaxis(leaf.astype(accumulator_dtype(leaf.dtype)), self.spatial_axes, (-2, -1))  # [N, …, H, W]
             size = wide.shape[-2] * wide.shape[-1]
             spectrum = dctn(wide, axes=(-2, -1), norm="ortho").reshape(*wide.shape[:-2], size)
             return jax.lax.top_k(jnp.abs(spectrum), min(self.coefficients, size))[1]
@@ -53,14 +59,16 @@ class TopDct:
         return jax.tree.map(positions, v)
 
     def draw(self, key: jax.Array, kept: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """One row of an array ``shape`` = ``[H, W, …]`` of one frame: Pᵀ of signs on the ``kept`` ``[…, k]``."""
-        if len(shape) < 2:
+        """One row of an array of ``shape`` of one frame: Pᵀ of signs on the ``kept`` ``[…, k]``."""
+        vertical, horizontal = (axis - 1 for axis in self.spatial_axes)
+        if len(shape) <= max(vertical, horizontal):
             return _signs(key, shape, dtype)
-        (height, width), wide = shape[:2], accumulator_dtype(dtype)
+        height, width, wide = shape[vertical], shape[horizontal], accumulator_dtype(dtype)
         signs = _signs(key, kept.shape, wide)[..., None]
         rows = signs * _cosines(kept // width, height, wide)  # […, k, H]
         columns = _cosines(kept % width, width, wide)  # […, k, W]
-        return jnp.moveaxis(jnp.einsum("...kh,...kw->...hw", rows, columns), (-2, -1), (0, 1)).astype(dtype)
+        picture = jnp.einsum("...kh,...kw->...hw", rows, columns)
+        return jnp.moveaxis(picture, (-2, -1), (vertical, horizontal)).astype(dtype)
 
 
 def _cosines(frequency: jax.Array, size: int, dtype: Any) -> jax.Array:

@@ -6,13 +6,15 @@ With m the reference's block means (from n_s sketches), b those of one sketch at
     change² = [Σ (b − m)² − Σ s² (1 + 1/n_s)] / K,     spread² = [Σ (m − mean m)² − Σ s² / n_s] / K
 
 over the K blocks of all planes, each plane's own mean in ``spread``: what has changed, and what there was to know, both
-without the part that sketches' noise explains. A map with change = 0 is as good as new; one with change = spread is
-about as wrong as no map at all (uniform weights).
+without the part that sketches' noise explains. The level is the mean over these blocks: each plane counts alike, so in
+4:2:0 chroma more than by its samples, which the means of `ImportanceMap.relative_block_error` and of weights go by. A
+map with change = 0 is as good as new; one with change = spread is about as wrong as no map at all (uniform weights).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -34,9 +36,9 @@ _STREAM = 0x57A1E
 class Staleness:
     """How far a map has become wrong; all ``[N]``.
 
-    ``change`` and ``spread``: root mean squares over blocks, relative to the map's mean, as
-    `ImportanceMap.relative_block_error`. ``noise``: standard error of change² when nothing has changed. ``scale``: mean
-    of the new map over the reference's (weights normalised per frame do not see it, those per sequence do).
+    ``change`` and ``spread``: root mean squares over the blocks of all planes, relative to the mean over them.
+    ``noise``: standard error of change² when nothing has changed. ``scale``: the new map's mean over the same blocks by
+    the reference's (weights normalised per frame do not see it, those per sequence do).
     ``frames``: which are stale: change² is above tolerance² · spread² by more than twice its noise.
     """
 
@@ -60,24 +62,26 @@ def staleness(
     key: jax.Array,
     metric: Metric = None,
     sketch: SketchKind | TopDct = "rademacher",
-    frame_offset: int = 0,
+    frame_offset: int | Sequence[int] = 0,
     tolerance: float = TOLERANCE,
 ) -> Staleness:
     """Tells from one sketch per frame (one forward and one backward pass) whether ``reference`` serves the samples z.
 
     Args:
-      reference: map of the same receiver, metric and sketch kind, from 2 sketches or more; 1 frame, or one per frame
-        of z.
+      reference: map of the same receiver, metric and sketch kind, from 2 sketches or more and without a control
+        variate (its errors are not those of single sketches); 1 frame, or one per frame of z.
       key: may be the one that the reference was made with: this sketch is not among its own.
       tolerance: largest change over spread that is accepted, > 0; see `TOLERANCE`.
       receiver, z, metric, sketch, frame_offset: as for `importance_map`, and the same errors.
 
     Raises:
-      ValueError: a reference from 1 sketch or of another size; a tolerance that is not a number > 0.
+      ValueError: a reference from 1 sketch, with a control variate, or of another size; a tolerance that is not a
+        number > 0.
     """
     if not 0 < tolerance < np.inf:
         raise ValueError(f"a tolerance of {tolerance} was given; wanted a number > 0, such as {TOLERANCE}")
     check_map(reference.h, z)
+    single = reference.sketch_spread()
     now = importance_map(
         receiver,
         z,
@@ -90,9 +94,7 @@ def staleness(
     n = num_frames(z)
     count = reference.sketches if reference.frame_sketches is None else reference.frame_sketches
     share = np.broadcast_to(1 / np.asarray(count, np.float64), (n,))[:, None, None]
-    old, new, noise = (
-        _blocks(frame, n) for frame in (reference.block_means(), now.block_means(), reference.sketch_spread())
-    )
+    old, new, noise = (_blocks(frame, n) for frame in (reference.block_means(), now.block_means(), single))
     level = old.mean((1, 2))
     scale = new.mean((1, 2)) / level
     variance = noise**2 * (1 + share)

@@ -159,13 +159,6 @@ def clip_ends(clips: Sequence[int] | None, num: int) -> list[int]:
     return np.cumsum(lengths).tolist()
 
 
-def average_map(maps: ImportanceMap | Frame) -> Frame:
-    """Frozen map of FWA-RDO: the mean of raw maps over frames, ``[1, H, W]`` per plane; normalise it afterwards."""
-    h = maps.h if isinstance(maps, ImportanceMap) else maps
-    check_map(h)
-    return jax.tree.map(lambda p: jnp.asarray(p).mean(0, keepdims=True), h)
-
-
 def check_map(planes: Frame, like: Frame | None = None) -> None:
     """Raises `MapError` unless ``planes`` is a map: finite, ≥ 0, not all 0 in any picture; and fits the frames
     ``like``, if given.

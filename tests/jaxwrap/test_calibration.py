@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
-from jaxwrap.importance.calibration import Calibration, Groups, calibrate, calibrated_map
+from jaxwrap.importance.calibration import Calibration, Groups, calibrate
 from jaxwrap.importance.jacobian import Jacobian
 from jaxwrap.importance.weights import importance_weights
 from jaxwrap.packing import TileLayout, unpack
@@ -89,7 +89,7 @@ def test_weights_follow_their_definition(receiver, frames, metric, groups) -> No
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(calibration.negative, np.flatnonzero(expected < 0))
 
-    h = calibrated_map(receiver, z, q, metric=metric, groups=groups)
+    h = calibration.map()
     for plane, numbers, like in zip(h.planes, groups_of(groups, z), z.planes, strict=True):
         assert plane.shape == (1, *like.shape[1:])
         assert plane.dtype == np.float32
@@ -108,7 +108,7 @@ def test_weights_account_for_the_whole_error_of_the_receiver() -> None:
 
 
 def test_the_padding_of_tiles_has_its_channels_weight() -> None:
-    h = calibrated_map(of_channels, packed(), packed(seed=1, low=-1, high=1), groups=LAYOUT)
+    h = calibrate(of_channels, packed(), packed(seed=1, low=-1, high=1), groups=LAYOUT).map()
     for c in range(4):
         tile = h.y[0, c // 2 * 8 : c // 2 * 8 + 8, c % 2 * 8 : c % 2 * 8 + 8]
         assert (tile == tile[0, 0]).all()
@@ -171,7 +171,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     good = calibrate(mixing, z, q)
     zero = jax.tree.map(np.zeros_like, q)
     for act, message in (
-        (lambda: calibrated_map(mixing, z, zero), "no coding error was seen"),
+        (lambda: calibrate(mixing, z, zero).map(), "no coding error was seen"),
         (lambda: calibrate(mixing, z, jax.tree.map(lambda p: p * np.nan, q)), "NaN or infinity"),
         (lambda: calibrate(mixing, z, packed()), "wanted errors like z"),
         (lambda: calibrate(mixing, z, q, groups=0), "groups 0"),
@@ -180,7 +180,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         (lambda: good.update(of_channels, packed(), packed()), "this calibration is of 10×6 with 3"),
         (lambda: good.merge(calibrate(mixing, z, q, groups=4)), "cannot be merged"),
         (lambda: Calibration.from_arrays({}, "plane", (6, 10), 3), "numerator has shape"),
-        (lambda: calibrated_map(lambda f: jax.lax.stop_gradient(f.y), z, q), "no group has a positive weight"),
+        (lambda: calibrate(lambda f: jax.lax.stop_gradient(f.y), z, q).map(), "no group has a positive weight"),
     ):
         with pytest.raises(ValueError, match=message):
             act()

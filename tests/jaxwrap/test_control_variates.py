@@ -10,6 +10,7 @@ import pytest
 from jaxwrap.arrays import Frame, Yuv400
 from jaxwrap.importance.blocks import block_means
 from jaxwrap.importance.maps import ControlVariate, importance_map
+from jaxwrap.importance.sketch import TopDct
 
 KEY = jax.random.key(5)
 KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 1, 4)) / 2, jnp.float32)
@@ -123,6 +124,8 @@ def test_float64_is_kept() -> None:
         (ControlVariate(Yuv400(Z.y[:, :8]), CONTROL.h), {}, "reference .* wanted the same, or 1 frame"),
         (ControlVariate(NEAR, Yuv400(np.ones((3, 9, 20), np.float32))), {}, "map .* wanted the same, or 1 frame"),
         (ControlVariate(NEAR, CONTROL.h, np.inf), {}, "beta is inf"),
+        # What a TopDct keeps at z is not what it keeps at the reference: the two maps are of different projections.
+        (CONTROL, {"sketch": TopDct(3)}, "control variate was given with a TopDct"),
         (CONTROL, {"sketches": 1}, "cannot be estimated from 1 sketch"),
         (ControlVariate(Yuv400(np.full(SHAPE, np.nan, np.float32)), CONTROL.h), {}, "reference z holds NaN"),
         (ControlVariate(NEAR, Yuv400(np.full(SHAPE, np.nan, np.float32))), {}, "map holds NaN"),

@@ -14,7 +14,7 @@ import scipy.fft
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.importance.jacobian import (
     Jacobian,
-    blocks,
+    cut_blocks,
     dct_matrix,
     flatten,
     sketched_rows,
@@ -149,7 +149,7 @@ def test_rows_of_a_frame_do_not_depend_on_its_batch() -> None:
 def test_blocks_hold_the_rows_and_zeros_beyond_the_edge(size) -> None:
     z = colour(1, 6, 10)
     rows = sketched_rows(Jacobian(multi_scale, z), KEY, 2)
-    for cut, plane in zip(blocks(rows, size).planes, rows.planes.planes, strict=True):
+    for cut, plane in zip(cut_blocks(rows, size).planes, rows.planes.planes, strict=True):
         (_, _, height, width) = plane.shape
         down, across = -(-height // size), -(-width // size)
         assert cut.shape == (1, 2, down, across, size, size)
@@ -167,7 +167,7 @@ def test_the_dct_matrix_is_that_of_scipy() -> None:
 def test_transformed_rows_are_the_rows_times_the_kronecker_product() -> None:
     """FP-RDO equation 16 with explicit matrices: b = r D, D = D_r ⊗ D_c, vec stacking columns."""
     z = gray(1, 8, 8)
-    cut = blocks(sketched_rows(Jacobian(upsampling, z), KEY, 3), 4)
+    cut = cut_blocks(sketched_rows(Jacobian(upsampling, z), KEY, 3), 4)
     column = dct_matrix(4)
     row = np.linalg.qr(np.random.default_rng(4).standard_normal((4, 4)))[0]
     transformed = transform_rows(cut, column, row)
@@ -209,11 +209,11 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN or infinite in frames 3, 4"):
         sketched_rows(Jacobian(lambda f: jnp.sqrt(f.y * 0), z), KEY, 1, frame_offset=3)
     with pytest.raises(ValueError, match="known sizes: 4, 8, 16, 32"):
-        blocks(rows, 5)
+        cut_blocks(rows, 5)
     with pytest.raises(ValueError, match="the row transform has shape"):
-        transform_rows(blocks(rows, 4), dct_matrix(4), dct_matrix(8))
+        transform_rows(cut_blocks(rows, 4), dct_matrix(4), dct_matrix(8))
     with pytest.raises(ValueError, match="column transform is not orthogonal"):
-        transform_rows(blocks(rows, 4), 2 * dct_matrix(4), dct_matrix(4))
+        transform_rows(cut_blocks(rows, 4), 2 * dct_matrix(4), dct_matrix(4))
     with pytest.raises(ValueError, match="int32"):
         Jacobian(lambda f: f.y.astype(jnp.int32), z)
 

@@ -146,6 +146,22 @@ def test_a_batch_equals_its_frames_one_by_one() -> None:
             np.testing.assert_allclose(a[i : i + 1], b, rtol=2e-5, atol=1e-6)
 
 
+def test_frames_have_the_numbers_that_they_are_given() -> None:
+    """Frames 9, 5, 6 on their own, in one call, have the maps that they have among all; on two devices as well."""
+    z, numbers = gray(5), [9, 5, 6]
+    whole = importance_map(local, z, key=KEY, frame_offset=5).h.y
+    some = Yuv400(z.y[[4, 0, 1]])
+    alone = importance_map(local, some, key=KEY, frame_offset=numbers)
+    # Batches of another size are compiled apart: float32 rounding.
+    np.testing.assert_allclose(alone.h.y, whole[np.array([4, 0, 1])], rtol=1e-5)
+    shared = importance_map(local, some, key=KEY, frame_offset=numbers, devices=jax.devices()[:2])
+    np.testing.assert_array_equal(alone.h.y, shared.h.y)
+    with pytest.raises(ValueError, match=r"not depend on z .* in frames 7, 3"):
+        importance_map(ignores, gray(2), key=KEY, frame_offset=[7, 3])
+    with pytest.raises(ValueError, match=r"frame numbers of shape \(3,\) were given for 2 frames"):
+        importance_map(local, gray(2), key=KEY, frame_offset=numbers)
+
+
 def test_a_top_dct_map_is_the_diagonal_behind_the_projection() -> None:
     """A linear receiver: h = diag(Jᵀ Pᵀ P J), with P from SciPy's DCT of r(z)."""
     z = gray(1, 5, 4)
@@ -383,6 +399,9 @@ def test_bad_requests_are_refused() -> None:
         batched_importance_maps(lambda h, w: local, [], key=KEY)
     with pytest.raises(ValueError, match="Yuv400, Yuv420"):
         batched_importance_maps(lambda h, w: local, [gray(), colour()], key=KEY)
+    for sizes in ([(6, 8)], [(6, 8), (7, 8)]):
+        with pytest.raises(ValueError, match=r"for 2 frames of 8×6; wanted a luma height and width of each"):
+            importance_map(local, gray(), key=KEY, own_sizes=sizes)
 
 
 def test_methods_of_equal_objects_share_compiled_code() -> None:

@@ -140,6 +140,23 @@ def test_the_top_dct_operator_keeps_the_norm_of_the_projection() -> None:
     np.testing.assert_array_less(np.abs(norms.mean(0) - projected_norm(3) ** 2), 4 * norms.std(0) / np.sqrt(300))
 
 
-def test_top_dct_wants_a_coefficient() -> None:
+def test_top_dct_finds_the_picture_in_the_axes_that_it_is_told() -> None:
+    """Channels first, the same features have the same sketches; what lacks the axes is kept whole."""
+    last = {"features": jnp.asarray(PICTURES["features"]), "scores": jnp.asarray(PICTURES["scores"])}
+    first = {**last, "features": jnp.moveaxis(last["features"], 3, 1)}  # [N, C, H, W]
+    rows = [
+        sketch_row(KEY, 1, v, kind=kind, kept=kind.select(v))
+        for v, kind in ((last, TopDct(3)), (first, TopDct(3, spatial_axes=(2, 3))))
+    ]
+    np.testing.assert_array_equal(jnp.moveaxis(rows[1]["features"], 1, 3), rows[0]["features"])
+    np.testing.assert_array_equal(rows[1]["scores"], rows[0]["scores"])
+    plane, kind = jnp.asarray(PICTURES["plane"]), TopDct(1, spatial_axes=(2, 3))
+    assert set(np.unique(sketch_row(KEY, 0, plane, kind=kind, kept=kind.select(plane)))) == {-1.0, 1.0}
+
+
+def test_top_dct_wants_a_coefficient_and_two_axes() -> None:
     with pytest.raises(ValueError, match="at least 1 coefficient"):
         TopDct(0)
+    for axes in ((0, 1), (2, 2)):
+        with pytest.raises(ValueError, match="wanted two different ones from 1 on"):
+            TopDct(spatial_axes=axes)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, crop_to
 from jaxwrap.importance.blocks import block_means
-from jaxwrap.importance.maps import ImportanceMap, importance_map
+from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map
 from jaxwrap.importance.staleness import staleness
 from jaxwrap.train.media import open_clips
 
@@ -114,6 +114,10 @@ def test_what_cannot_be_judged_is_refused(clip, reference) -> None:
     one = importance_map(features, take(clip, 0), key=KEY, sketches=1)
     with pytest.raises(ValueError, match="from 1 sketch"):
         staleness(features, z, one, key=KEY)
+    control = ControlVariate(take(clip, 1), reference.h, 0.5)
+    corrected = importance_map(features, take(clip, 0), key=KEY, sketches=2, control=control)
+    with pytest.raises(ValueError, match="control variate does not tell the spread between plain sketches"):
+        staleness(features, z, corrected, key=KEY)
     with pytest.raises(ValueError, match="176×144 was given for frames of 160×144"):
         staleness(features, crop_to(z, 144, 160), reference, key=KEY)
     for tolerance in (0.0, np.nan):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxwrap.arrays import Yuv400, Yuv420
-from jaxwrap.importance.maps import ImportanceMap
-from jaxwrap.importance.weights import MapError, average_map, check_map, importance_weights, literal_weights
+from jaxwrap.importance.weights import MapError, check_map, importance_weights, literal_weights
 
 
 def raw_map(n: int = 2) -> Yuv420:
@@ -47,14 +46,6 @@ def test_the_weighted_cost_is_the_papers_cost_over_one_constant() -> None:
     paper = ((samples_of(h, 0) + alpha * mean) * q**2).sum() + (mean + alpha * mean) * lagrangian * rate
     ours = (samples_of(importance_weights(h, alpha=alpha).planes, 0) * q**2).sum() + lagrangian * rate
     assert ours * (1 + alpha) * mean == pytest.approx(paper, rel=1e-6)
-
-
-def test_a_frozen_map_averages_raw_maps_before_they_are_normalised() -> None:
-    h = raw_map(3)
-    frozen = average_map(ImportanceMap(h, None, None, 4))
-    assert frozen.y.shape == (1, 4, 6)
-    np.testing.assert_allclose(frozen.u[0], h.u.mean(0), rtol=1e-6)
-    assert samples_of(importance_weights(frozen).planes, 0).mean() == pytest.approx(1)
 
 
 def test_weights_can_be_made_inside_jit() -> None:
