@@ -2,8 +2,8 @@
 
 From Δ² ∝ 2^(QP/3): a block whose errors weigh w times as much takes a quantiser step √w times finer, so that w D has
 the same slope everywhere. The encoder moves λ along with the step; weighted RDO at a fixed QP (WA-RDO) is another
-method. As the mean of w is 1, the mean of ΔQP is ≥ 0: the rate at a nominal QP falls a little, so compare over curves,
-never at equal QP.
+method. As the mean of w is 1, the mean of ΔQP over samples is ≥ 0; what becomes of the rate depends on where the bits
+are. So a nominal QP gives another rate and another quality than without: compare over curves, never at equal QP.
 
 A block has one offset for all its planes. Weights that differ between planes only, such as a calibrated map with one
 weight per plane, leave every offset 0: fold is what gives planes a distortion of their own.

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames
 from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map
-from jaxwrap.importance.receiver import Metric
+from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, map_prefix, output_of
 from jaxwrap.importance.sketch import SketchKind, TopDct, check_sketch
 from jaxwrap.importance.weights import (
     DEFAULT_ALPHA,
@@ -84,7 +83,11 @@ class Wa:
         check_map(h, z)
         return h
 
-    def _mapped(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array, frame_offset: int = 0) -> Frame:
+    def _mapped(self, receiver: Receiver, z: Frame, key: jax.Array) -> Frame:
+        """h of each frame of z."""
+        return self._map(receiver, z, key, 0)
+
+    def _map(self, receiver: Receiver, z: Frame, key: jax.Array, frame_offset: int | Sequence[int]) -> Frame:
         return importance_map(
             receiver,
             z,
@@ -146,13 +149,37 @@ class Iwa(Wa):
             )
         return super()._given(h if num_frames(h) == 1 else self._hold(h, places), z)
 
-    def _mapped(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array, frame_offset: int = 0) -> Frame:
-        frames, places = self._intra_frames(num_frames(z))
-        if len(frames) == num_frames(z):
-            return super()._mapped(receiver, z, key, frame_offset)
-        # One at a time: sketches are drawn by a frame's number, and a batch numbers its frames without gaps.
-        maps = [
-            super(Iwa, self)._mapped(receiver, jax.tree.map(lambda p, n=n: p[n : n + 1], z), key, frame_offset + n)
-            for n in frames
-        ]
-        return self._hold(jax.tree.map(lambda *planes: jnp.concatenate(planes), *maps), places)
+    def _mapped(self, receiver: Receiver, z: Frame, key: jax.Array) -> Frame:
+        num = num_frames(z)
+        frames, places = self._intra_frames(num)
+        if len(frames) == num:
+            return super()._mapped(receiver, z, key)
+        own = _take(z, frames)
+        part = dataclasses.replace(
+            self, metric=_metric_of(self.metric, receiver, own, frames, num), control=_control_of(self.control, frames)
+        )
+        return self._hold(part._map(receiver, own, key, frames), places)
+
+
+def _take(frame: Frame, numbers: Sequence[int]) -> Frame:
+    """The frames of these numbers; 1 frame that serves all stays."""
+    return frame if num_frames(frame) == 1 else jax.tree.map(lambda p: p[np.asarray(numbers)], frame)
+
+
+def _control_of(control: ControlVariate | None, frames: Sequence[int]) -> ControlVariate | None:
+    if control is None:
+        return None
+    return dataclasses.replace(control, reference=_take(control.reference, frames), h=_take(control.h, frames))
+
+
+def _metric_of(metric: Metric, receiver: Receiver, z: Frame, frames: Sequence[int], num: int) -> Metric:
+    """The part for the I frames z of a metric that may have an axis of all ``num`` frames; a function is given them."""
+    if metric is None or callable(metric):
+        return metric
+
+    def part(weight: Any, leaf: jax.ShapeDtypeStruct) -> Any:
+        own = np.ndim(weight) == leaf.ndim and np.shape(weight)[0] == num
+        return weight[np.asarray(frames)] if own else weight
+
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, float_dtype(p.dtype)), z)
+    return map_prefix(part, metric, output_of(as_partial(receiver), shapes))

@@ -11,7 +11,7 @@ import pytest
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.codec import EncodeRequest, EncodeResult, Weights, intra_period
 from jaxwrap.codecs.proxy import ProxyCodec
-from jaxwrap.importance import MapError, TopDct, importance_map, importance_weights, yuv_metric
+from jaxwrap.importance import ControlVariate, MapError, TopDct, importance_map, importance_weights, yuv_metric
 from jaxwrap.methods import Calibrated, Dqp, Fwa, Iwa, Refine, Sse, Wa, refine_samples
 from jaxwrap.pipeline import Sandwich
 
@@ -135,6 +135,29 @@ def test_iwa_holds_the_map_that_wa_gives_the_i_frame(period, clips, holders) -> 
     given = Yuv400(np.asarray(importance_map(square, z, key=KEY, sketches=2).h.y)[sorted(set(holders))])
     again = Iwa(period=period, clips=clips, map=given).plan(never, z).weights.planes.y
     np.testing.assert_allclose(np.broadcast_to(again, of_all.shape), of_all[holders], rtol=1e-5)
+
+
+def test_iwa_takes_the_i_frames_part_of_references_and_metric_and_sees_them_together() -> None:
+    z = samples(n=7, size=8)
+    near = samples(n=7, size=8, seed=1)
+    options: dict[str, Any] = {
+        "control": ControlVariate(near, importance_map(blurred_square, near, key=KEY, sketches=20).h, 0.5),
+        # Important on the left or on the right, by the frame; the scale of a frame would not show in its weights.
+        "metric": Yuv400(np.stack([np.geomspace(1, 3.0 ** (n - 3), 8)[None].repeat(8, 0) for n in range(7)])),
+    }
+    of_all = np.asarray(Wa(sketches=2, **options).plan(blurred_square, z, KEY).weights.planes.y)
+    held = np.asarray(Iwa(sketches=2, period=3, **options).plan(blurred_square, z, KEY).weights.planes.y)
+    np.testing.assert_allclose(held, of_all[[0, 0, 0, 3, 3, 3, 6]], rtol=1e-4, atol=1e-4)
+
+    def mixing(z: Frame) -> Yuv400:
+        return Yuv400(z.y * z.y.mean())
+
+    with pytest.raises(ValueError, match=r"mixes frames .* frames 0, 6"):
+        Iwa(period=3).plan(mixing, z, KEY)
+
+
+def blurred_square(z: Frame) -> Yuv400:
+    return blur(square(z))
 
 
 def square(z: Frame) -> Yuv400:
