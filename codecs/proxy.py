@@ -18,9 +18,10 @@ import numpy as np
 
 from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames, size_of
 from jaxwrap.codec import EncodeRequest, EncodeResult, quantiser_step
-from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices, dct_matrix
+from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices
 from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
 from jaxwrap.codecs.jpeg.tables import MAX_STEP
+from jaxwrap.importance.jacobian import dct_matrix
 from jaxwrap.samples import max_sample, round_half_away
 
 _MIN_LOG_PER_SAMPLE = 0.01
@@ -266,7 +267,7 @@ def _code_planes(
     h, w = planes.shape[1:]
     top, middle = float(max_sample(bit_depth)), float(1 << (bit_depth - 1))
     if isinstance(blocks, int):
-        size, basis = blocks, jnp.asarray(dct_matrix(blocks), jnp.float32)
+        size, basis = blocks, jnp.asarray(dct_matrix(blocks).T, jnp.float32)
     else:
         size, basis = LARGEST_BLOCK, jnp.asarray(block_dct_matrices())[jnp.searchsorted(jnp.array(BLOCK_SIZES), blocks)]
     pad_h, pad_w = -h % size, -w % size

@@ -1,7 +1,7 @@
 """Block transforms: the orthonormal DCT of any size, and the integer DCT that libjpeg's default encoder uses.
 
-Matrices hold one basis function per **row**: coefficients are ``T @ samples``, samples are ``T.T @ coefficients``.
-They are NumPy arrays; the functions on planes are JAX.
+Matrices hold one basis function per **row**: coefficients are ``T @ samples``, samples are ``T.T @ coefficients``; the
+library's `dct_matrix` has them in columns. They are NumPy arrays; the functions on planes are JAX.
 """
 
 from __future__ import annotations
@@ -10,24 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxwrap.importance.jacobian import dct_matrix
+
 BLOCK_SIZES = (4, 8, 16, 32)
 """Transform sizes of the proxy codec (SNW section 3.3)."""
 
 LARGEST_BLOCK = BLOCK_SIZES[-1]
 
 
-def dct_matrix(size: int) -> np.ndarray:
-    """Orthonormal DCT-II ``[size, size]`` float64: √(2/size) cos((2i + 1) k π / (2 size)) in row k, row 0 over √2."""
-    k, i = np.ogrid[:size, :size]
-    matrix = np.sqrt(2 / size) * np.cos((2 * i + 1) * k * np.pi / (2 * size))
-    matrix[0] /= np.sqrt(2)
-    return matrix
-
-
 def block_dct_matrices() -> np.ndarray:
     """``[4, 32, 32]`` float32: per size of `BLOCK_SIZES`, the matrix that transforms 32 samples in such blocks."""
     return np.stack(
-        [np.kron(np.eye(LARGEST_BLOCK // size), dct_matrix(size)) for size in BLOCK_SIZES], dtype=np.float32
+        [np.kron(np.eye(LARGEST_BLOCK // size), dct_matrix(size).T) for size in BLOCK_SIZES], dtype=np.float32
     )
 
 
