@@ -42,14 +42,14 @@ _HEAD = 8 * len(dataclasses.fields(Statistics))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Frames that are computed together: groups of frames by their pieces in the unit; ``first`` is the place in the
-    sequence of the first frame."""
+    """Frames that are computed together: groups of frames by their pieces in the unit; ``numbers`` are the places in
+    the sequence of all their frames."""
 
     unit: int
     pieces: tuple[int, ...]
     groups: tuple[Group, ...]
     clip: PlannedClip
-    first: int
+    numbers: tuple[int, ...]
 
 
 class Collector(Protocol):
@@ -72,7 +72,7 @@ class MapRecords:
 
     def add(self, batch: Batch) -> int:
         """See `Collector`."""
-        maps = self._networks.maps(batch.groups, batch.first, batch=batch.clip.batch, canvas=batch.clip.canvas)
+        maps = self._networks.maps(batch.groups, batch.numbers, batch=batch.clip.batch, canvas=batch.clip.canvas)
         self._parts += [record for found in maps for record in _records(found)]
         return max(int(_sketches(found).max()) for found in maps)
 
@@ -90,7 +90,7 @@ class FrozenMean:
 
     def add(self, batch: Batch) -> int:
         """See `Collector`."""
-        maps = self._networks.maps(batch.groups, batch.first, batch=batch.clip.batch, canvas=batch.clip.canvas)
+        maps = self._networks.maps(batch.groups, batch.numbers, batch=batch.clip.batch, canvas=batch.clip.canvas)
         for found in maps:
             self._mean.update(found.h)
         return max(int(_sketches(found).max()) for found in maps)

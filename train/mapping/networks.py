@@ -126,15 +126,16 @@ class BottleneckMaps:
         return self._bottleneck(samples if batch is None else _filled(samples, batch))
 
     def maps(
-        self, groups: Sequence[Group], first: int, *, batch: int, canvas: tuple[int, int] | None
+        self, groups: Sequence[Group], numbers: Sequence[int], *, batch: int, canvas: tuple[int, int] | None
     ) -> list[ImportanceMap]:
-        """One map per group, its planes as NumPy arrays. ``first`` is the place in the sequence of the first frame.
+        """One map per group, its planes as NumPy arrays. ``numbers`` are the places in the sequence of all frames.
 
         Without ``canvas`` all groups are of one size; with it, they are padded to it and the padding masked out.
         """
         counts = [group.num_frames for group in groups]
+        filled = [*numbers, *numbers[-1:] * (batch - len(numbers))]
         if canvas is not None:
-            return jax.device_get(self._padded_maps(groups, first, batch, canvas))[: len(groups)]
+            return jax.device_get(self._padded_maps(groups, filled, batch, canvas))[: len(groups)]
         samples = stack_frames([change_bit_depth(g.samples, g.bit_depth, BIT_DEPTH) for g in groups])
         z = self.bottleneck(Group(samples, BIT_DEPTH), batch)
         maps = importance_map(
@@ -143,7 +144,7 @@ class BottleneckMaps:
             key=self.key,
             sketches=self.sketches,
             metric=yuv_metric,
-            frame_offset=first,
+            frame_offset=filled,
             devices=self.devices,
         )
         found = jax.device_get(maps)
@@ -154,7 +155,7 @@ class BottleneckMaps:
         ]
 
     def _padded_maps(
-        self, groups: Sequence[Group], first: int, batch: int, canvas: tuple[int, int]
+        self, groups: Sequence[Group], numbers: Sequence[int], batch: int, canvas: tuple[int, int]
     ) -> list[ImportanceMap]:
         zs = [self.bottleneck(group) for group in groups]
         zs += zs[-1:] * (batch - len(zs))
@@ -170,7 +171,7 @@ class BottleneckMaps:
             sketches=self.sketches,
             metric=yuv_metric,
             size=self.map_size(canvas),
-            frame_offset=first,
+            frame_offset=numbers,
             devices=self.devices,
         )
 

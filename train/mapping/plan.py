@@ -1,10 +1,11 @@
 """What a map run computes, decided before it starts, so that shards and resumed runs do the same sums.
 
-The maps of all clips, one after the other, are one *sequence*; a map's place in it numbers its sketches. The sequence
-is cut into *chunks* of a few maps that are computed together, and these are gathered into *units*: what is written at
-once, never computed twice, and never divided between shards. Mode wa and iwa: a unit is a chunk. Mode fwa: at most
-`FROZEN_UNITS` units, whose sums are added in order, so that the frozen map is the same to the last bit however the
-units were spread. Nothing here depends on the number of shards.
+The frames of all clips, one after the other, are one *sequence*; a frame's place in it numbers the sketches of its map,
+so that an I frame has the map in mode iwa that it has in mode wa. Their maps are cut into *chunks* of a few maps that
+are computed together, and these are gathered into *units*: what is written at once, never computed twice, and never
+divided between shards. Mode wa and iwa: a unit is a chunk. Mode fwa: at most `FROZEN_UNITS` units, whose sums are added
+in order, so that the frozen map is the same to the last bit however the units were spread. Nothing here depends on the
+number of shards.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ class Plan:
         return -(-self.clips[clip].frames // self.period)
 
     def offsets(self) -> list[int]:
-        """Place in the sequence of each clip's first map."""
-        return list(itertools.accumulate(map(self.maps_of, range(len(self.clips) - 1)), initial=0))
+        """Place in the sequence of each clip's first frame."""
+        return list(itertools.accumulate((clip.frames for clip in self.clips[:-1]), initial=0))
 
     @property
     def num_maps(self) -> int:

@@ -257,9 +257,9 @@ def _read(plan: Plan, clips: Sequence[Readable], todo: range) -> Iterator[tuple[
         for chunk in units[number]:
             if len(chunk) > 1:
                 groups = tuple(_only_frame(clips[piece.clip], plan.period) for piece in chunk)
-                head = chunk[0].clip
-                numbers = tuple(next(pieces) for _ in chunk)
-                yield number, Batch(number, numbers, groups, plan.clips[head], offsets[head])
+                indices = tuple(next(pieces) for _ in chunk)
+                places = tuple(offsets[piece.clip] for piece in chunk)
+                yield number, Batch(number, indices, groups, plan.clips[chunk[0].clip], places)
                 continue
             (piece,) = chunk
             clip, planned, index = clips[piece.clip], plan.clips[piece.clip], next(pieces)
@@ -268,7 +268,8 @@ def _read(plan: Plan, clips: Sequence[Readable], todo: range) -> Iterator[tuple[
             start, wanted = piece.start, piece.stop - piece.start
             while frames := list(itertools.islice(stream, wanted)):
                 group = Group(stack_frames(frames), clip.bit_depth)
-                yield number, Batch(number, (index,), (group,), planned, offsets[piece.clip] + start)
+                places = tuple(offsets[piece.clip] + plan.period * (start + i) for i in range(len(frames)))
+                yield number, Batch(number, (index,), (group,), planned, places)
                 start, wanted = start + len(frames), planned.batch
                 if not piece.last:
                     break
