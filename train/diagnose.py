@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -172,6 +173,7 @@ def diagnose(
         energies.append([block_energy(rows, block) for block in ENERGY_BLOCKS])
         advance("sketches", n + 1, min(_ROW_PICTURES, len(examined)))
 
+    sizes = [math.prod(size_of(picture.z)) for picture in examined[:_ROW_PICTURES]]
     weights = offset_weights(coded_maps, alpha)
     all_qps = wider(qps)
     terms, verdicts = {}, {}
@@ -216,7 +218,7 @@ def diagnose(
         common_size=common,
         resized=len({size_of(p.z) for p in pictures}) > 1,
         sketch_errors=_mean_sketch_errors(errors),
-        energy=[_sum_energy(parts) for parts in zip(*energies, strict=True)],
+        energy=[_sum_energy(parts, sizes) for parts in zip(*energies, strict=True)],
         verdicts=verdicts,
     )
     return diagnosis, (examined[0], weights[0])
@@ -257,8 +259,11 @@ def _terms(
         calibration = Calibration("plane", size_of(picture.z), len(picture.z.planes))
         calibrations.append(calibration.update(picture.receiver, picture.z, errors[middle], metric=yuv_metric).sums)
     numerators, denominators = (np.array([c[name] for c in calibrations]) for name in ("numerator", "denominator"))
+    # The metric is a mean over samples, so a weight is worth less on a larger picture.
+    samples = np.array([[math.prod(size_of(picture.z))] for picture in pictures])
     others = [[m for m in range(len(pictures)) if m != n] or [n] for n in range(len(pictures))]
-    gains = np.array([numerators[o].sum(0) / denominators[o].sum(0) for o in others])  # [pictures, planes]
+    pooled = [(samples * numerators)[o].sum(0) / denominators[o].sum(0) for o in others]
+    gains = np.array(pooled) / samples  # [pictures, planes]
     calibrated = np.einsum("nqp,np->nq", np.array(plane_errors), gains)
     return CodecTerms(list(qps), [p.name for p in pictures], **found, calibrated=calibrated.tolist())
 
@@ -353,10 +358,13 @@ def _mean_sketch_errors(tables: Sequence[Sequence[SketchError]]) -> list[SketchE
     ]
 
 
-def _sum_energy(parts: Sequence[BlockEnergy]) -> BlockEnergy:
-    return BlockEnergy(
-        parts[0].block, sum(p.total for p in parts), sum(p.within for p in parts), sum(p.diagonal for p in parts)
-    )
+def _sum_energy(parts: Sequence[BlockEnergy], samples: Sequence[int]) -> BlockEnergy:
+    """Sums over pictures. Energies are of fourth order in J, and the metric is a mean over each picture's samples."""
+
+    def total(name: str) -> Any:
+        return sum(n**2 * getattr(part, name) for part, n in zip(parts, samples, strict=True))
+
+    return BlockEnergy(parts[0].block, total("total"), total("within"), total("diagonal"))
 
 
 def _plain(value: Any) -> Any:

@@ -35,8 +35,7 @@ from jaxwrap.train.media import Clip
 from jaxwrap.wrappers.switchable import Wrapper
 
 NO_EFFECT = 1.0
-"""BD-rates of less than this many percent, and those whose interval holds 0, count as no effect: predictions are not
-better than that."""
+"""A prediction of less than this many percent says no effect: predictions are not better than that."""
 
 Effect = Literal["gains", "no effect", "loses", "unknown"]
 
@@ -176,11 +175,17 @@ class Score:
 
     @property
     def effect(self) -> Effect:
-        """What the interval says, see `NO_EFFECT`."""
+        """What a prediction may claim: the interval's sign, from `NO_EFFECT` on."""
+        i = self.interval
+        return "no effect" if i is not None and abs(i.mean) < NO_EFFECT else self.measured_effect
+
+    @property
+    def measured_effect(self) -> Effect:
+        """What the interval alone says, however small."""
         i = self.interval
         if i is None:
             return "unknown"
-        if abs(i.mean) < NO_EFFECT or (i.low is not None and i.high is not None and i.low <= 0 <= i.high):
+        if i.low is not None and i.high is not None and i.low <= 0 <= i.high:
             return "no effect"
         return "gains" if i.mean < 0 else "loses"
 

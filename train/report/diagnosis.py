@@ -30,7 +30,7 @@ from jaxwrap.train.report.figures import importance_figure
 from jaxwrap.train.report.page import embedded, render_page
 from jaxwrap.train.verdict import NO_EFFECT, Picture
 
-State = Literal["holds", "in part", "fails"]
+State = Literal["holds", "in part", "fails", "not measured"]
 
 CROSS_RATIO = 10.0
 """‖e‖² should be this many times the cross term: dropping it then moves the error by a tenth at most."""
@@ -40,6 +40,9 @@ NEAR_ONE = 0.15
 
 SAME_MAP = 0.9
 """A map serves another frame where their correlation is this part of what sketch noise allows."""
+
+FEWEST_PAIRS = 3
+"""Pairs of inputs from which something is said about all inputs."""
 
 _ROUNDING = 1 / math.sqrt(12)  # standard deviation of what rounding a QP offset to whole numbers changes
 
@@ -131,7 +134,7 @@ def verdict_text(codec: str, verdict: CodecVerdict, diagnosis: Diagnosis) -> str
 def diagnosis_table(diagnosis: Diagnosis) -> Table:
     """Findings and verdicts for a terminal."""
     table = Table("assumption", "here", "because", title=f"Diagnosis of {diagnosis.subject}", title_justify="left")
-    colours = {"holds": "green", "in part": "yellow", "fails": "red"}
+    colours = {"holds": "green", "in part": "yellow", "fails": "red", "not measured": "dim"}
     for note in findings(diagnosis):
         table.add_row(note.assumption, f"[{colours[note.state]}]{note.state}[/]", note.text)
         table.add_section()
@@ -222,7 +225,7 @@ def _diagonal(diagnosis: Diagnosis) -> Finding:
 def _held(diagnosis: Diagnosis) -> Finding:
     title = "A map of the I frame can be held for the frames after it (IWA)"
     if not diagnosis.over_time:
-        return Finding(title, "in part", "Not measured: no input has more than one frame.")
+        return Finding(title, "not measured", "No input has more than one frame.")
     ceiling = diagnosis.same_frame.blocks.mean
     serving = [d for d, c in diagnosis.over_time.items() if c.blocks.mean >= SAME_MAP * ceiling]
     last = max(diagnosis.over_time)
@@ -239,8 +242,9 @@ def _held(diagnosis: Diagnosis) -> Finding:
 
 def _frozen(diagnosis: Diagnosis) -> Finding:
     title = "One frozen map serves all inputs (FWA)"
-    if not diagnosis.between_inputs:
-        return Finding(title, "in part", "Not measured: there is one input only.")
+    if len(diagnosis.between_inputs) < FEWEST_PAIRS:
+        count = len(diagnosis.between_inputs)
+        return Finding(title, "not measured", f"{count} pair(s) of inputs; give 3 or more pictures or clips.")
     values = np.array(diagnosis.between_inputs)[:, 1]
     ceiling = diagnosis.same_frame.blocks.mean
     part = float(np.median(values)) / ceiling
@@ -251,7 +255,7 @@ def _frozen(diagnosis: Diagnosis) -> Finding:
     return Finding(
         title,
         "holds" if part >= SAME_MAP else "in part" if part >= 0.5 else "fails",
-        f"16×16 means of different inputs correlate by {np.median(values):.2f} in the median of {len(values)} pair(s) "
+        f"16×16 means of different inputs correlate by {np.median(values):.2f} in the median of {len(values)} pairs "
         f"({_signed(np.percentile(values, 10), 2)} … {_signed(np.percentile(values, 90), 2)} for the middle 80 %), "
         f"{ceiling:.2f} within an input between independent sketches.{where}",
     )
