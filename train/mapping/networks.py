@@ -133,7 +133,7 @@ class BottleneckMaps:
         Without ``canvas`` all groups are of one size; with it, they are padded to it and the padding masked out.
         """
         counts = [group.num_frames for group in groups]
-        filled = [*numbers, *numbers[-1:] * (batch - len(numbers))]
+        filled = [*numbers] + [numbers[-1]] * (batch - len(numbers))
         if canvas is not None:
             return jax.device_get(self._padded_maps(groups, filled, batch, canvas))[: len(groups)]
         samples = stack_frames([change_bit_depth(g.samples, g.bit_depth, BIT_DEPTH) for g in groups])
