@@ -208,7 +208,7 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: sse, dqp, iwa+dqp, fwa+dqp, calibrated+dqp, fold, refine, refine:encoder, and "
+            help="Comma-separated: sse, dqp, iwa+dqp, fwa+dqp, fold, refine, refine:encoder, and "
             "chains such as fold+refine+dqp (changes of the samples first, then weights, then dqp)."
         ),
     ] = "sse",

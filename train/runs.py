@@ -153,11 +153,12 @@ def new_methods(names: Sequence[str], *, maps: Sequence[Path] = (), alpha: float
     Raises `ValueError` for unknown names, a map file that is missing or damaged, two of one mode, one that no method
     uses, and a stage that lacks one.
     """
+    from jaxwrap.codec import Weights
     from jaxwrap.codecs.proxy import ProxyCodec
     from jaxwrap.codecs.weightmap import read_maps
     from jaxwrap.importance.maps import yuv_metric
-    from jaxwrap.importance.weights import DEFAULT_ALPHA
-    from jaxwrap.methods import parse_method, stages_of
+    from jaxwrap.importance.weights import DEFAULT_ALPHA, is_flat, raw_map
+    from jaxwrap.methods import Fwa, parse_method, stages_of
 
     share = {"alpha": DEFAULT_ALPHA if alpha is None else alpha}
     refine = {"codec": ProxyCodec(), "qp": 32.0, "metric": yuv_metric}
@@ -174,7 +175,8 @@ def new_methods(names: Sequence[str], *, maps: Sequence[Path] = (), alpha: float
         if info.mode in files:
             raise ValueError(f"{files[info.mode]} and {path} are both maps of mode {info.mode}; give one of each mode")
         files[info.mode], read[info.mode] = path, planes
-        options[info.mode] = {"map": planes, "alpha": 0.0 if "alpha" in info.details else share["alpha"]}
+        # Files of ours hold weights, those of others may hold raw maps.
+        options[info.mode] = {"map": Weights(planes)} if "alpha" in info.details else {"map": planes, **share}
     stages = {stage.strip() for name in names for stage in name.split("+")}
     frozen = next((mode for mode in ("calibrated", "fwa") if mode in files), None)
     if "fold" in stages and frozen is not None:
@@ -187,6 +189,13 @@ def new_methods(names: Sequence[str], *, maps: Sequence[Path] = (), alpha: float
                 f"--input PICTURES --out {mode}.dat, and then --map {mode}.dat here"
             )
     methods = [parse_method(name, options) for name in names]
+    for method in methods:
+        frozen_stage = next((stage for stage in stages_of(method) if isinstance(stage, Fwa)), None)
+        if frozen_stage is not None and method.weights_as == "qp_offset" and is_flat(raw_map(frozen_stage.map)):
+            raise ValueError(
+                f"{method.name}: {files[frozen_stage.name]} has one weight per plane, and a block has one QP for all "
+                "its planes, so nothing would change: use fold with this map, or fwa+dqp with a map of mode fwa"
+            )
     used = {stage.name for method in methods for stage in stages_of(method)}
     for mode, path in files.items():
         if mode not in used and not ("fold" in used and mode == frozen):

@@ -146,9 +146,16 @@ def _block_sums(h: Frame) -> jax.Array:
     return total
 
 
-def raw_map(importance: ImportanceMap | Frame) -> Frame:
+def raw_map(importance: ImportanceMap | Frame | Weights) -> Frame:
     """h of a map, or the planes themselves, as JAX arrays."""
-    return jax.tree.map(jnp.asarray, importance.h if isinstance(importance, ImportanceMap) else importance)
+    if isinstance(importance, ImportanceMap):
+        importance = importance.h
+    return jax.tree.map(jnp.asarray, importance.planes if isinstance(importance, Weights) else importance)
+
+
+def is_flat(planes: Frame) -> bool:
+    """Whether each plane holds one value throughout: weights between planes only, which fit frames of any size."""
+    return all(bool((p == p[0, 0, 0]).all()) for p in planes.planes)
 
 
 def clip_ends(clips: Sequence[int] | None, num: int) -> list[int]:

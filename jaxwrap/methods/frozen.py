@@ -15,8 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxwrap.arrays import Frame, num_frames
+from jaxwrap.codec import Weights
 from jaxwrap.importance.maps import ImportanceMap
-from jaxwrap.importance.weights import DEFAULT_ALPHA, MapError, check_map, check_weighting, importance_weights, raw_map
+from jaxwrap.importance.weights import (
+    DEFAULT_ALPHA,
+    MapError,
+    check_map,
+    check_weighting,
+    importance_weights,
+    is_flat,
+    raw_map,
+)
 from jaxwrap.methods.plan import Plan
 
 
@@ -24,15 +33,15 @@ from jaxwrap.methods.plan import Plan
 class Fwa:
     """One frozen map (`ImportanceMap` or its h, N = 1) → weights w of the distortion Σ w q², the same for all frames.
 
-    ``alpha``: as in `importance_weights`; 0 takes weights that were normalised before as they are. A map that is
-    constant in each plane serves frames of any size.
+    ``alpha``: as in `importance_weights`. `Weights` in place of a map are taken as they are. A map that is constant in
+    each plane serves frames of any size.
     """
 
     name: ClassVar[str] = "fwa"
     draws: ClassVar[bool] = False
     weights_as: ClassVar[Literal["distortion"]] = "distortion"
 
-    map: ImportanceMap | Frame
+    map: ImportanceMap | Frame | Weights
     alpha: float = DEFAULT_ALPHA
 
     def __post_init__(self) -> None:
@@ -48,10 +57,11 @@ class Fwa:
         """z as it is, with weights for the encoder's distortion; receiver and key are not used. Raises `MapError` if
         the map does not fit z."""
         h = raw_map(self.map)
-        if all((p == p[0, 0, 0]).all() for p in h.planes) and type(h) is type(z):
+        if is_flat(h) and type(h) is type(z):
             h = jax.tree.map(lambda p, like: jnp.broadcast_to(p[:, :1, :1], (1, *like.shape[1:])), h, z)
         check_map(h, z)
-        return Plan(z, importance_weights(h, alpha=self.alpha))
+        weights = Weights(h) if isinstance(self.map, Weights) else importance_weights(h, alpha=self.alpha)
+        return Plan(z, weights)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames
+from jaxwrap.codec import Weights
 from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map
 from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, map_prefix, output_of
 from jaxwrap.importance.sketch import SketchKind, TopDct, check_sketch
@@ -34,7 +35,8 @@ class Wa:
     ``sketches``, ``metric``, ``sketch``, ``target_error``, ``max_sketches``, ``control``, ``memory_budget``,
     ``devices``: as in `importance_map`. ``alpha``, ``scope``: as in `importance_weights`. ``clips``: number of frames
     of each clip in the batch; None: all are one clip. ``map``: maps made before (`ImportanceMap` or its h, one per
-    frame or 1 for all), used instead of new ones: neither receiver nor key is then looked at.
+    frame or 1 for all), used instead of new ones: neither receiver nor key is then looked at. `Weights` are taken as
+    they are: alpha and scope are then not looked at either.
     """
 
     name: ClassVar[str] = "wa"
@@ -51,7 +53,7 @@ class Wa:
     alpha: float = DEFAULT_ALPHA
     scope: Scope = "frame"
     clips: tuple[int, ...] | None = None
-    map: ImportanceMap | Frame | None = None
+    map: ImportanceMap | Frame | Weights | None = None
 
     def __post_init__(self) -> None:
         check_sketch(self.sketch, self.max_sketches if self.sketches == "auto" else self.sketches)
@@ -70,6 +72,8 @@ class Wa:
         """
         if self.map is not None:
             h = self._given(raw_map(self.map), z)
+            if isinstance(self.map, Weights):
+                return Plan(z, Weights(h))
         elif key is None:
             raise ValueError(
                 f"{self.name} draws random sketches: give plan a key (jax.random.key(0)), or maps made before"

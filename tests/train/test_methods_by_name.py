@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
+from jaxwrap.codec import Weights
 from jaxwrap.codecs.weightmap import write_maps
 from jaxwrap.importance import yuv_metric
 from jaxwrap.importance.weights import DEFAULT_ALPHA
@@ -45,14 +47,12 @@ def test_map_files_go_to_the_methods_of_their_mode(tmp_path: Path) -> None:
         write(tmp_path / "measured.dat", "calibrated", planes(1, (1.0, 0.25, 0.25)), alpha=0.5),
         write(tmp_path / "held.dat", "iwa", planes(3)),
     ]
-    fwa, calibrated, iwa, fold = new_methods(["fwa", "calibrated+dqp", "iwa+dqp", "fold"], maps=maps, alpha=0.125)
+    fwa, calibrated, iwa, fold = new_methods(["fwa", "calibrated", "iwa+dqp", "fold"], maps=maps, alpha=0.125)
     assert isinstance(fwa, Fwa)
     assert fwa.alpha == 0.125  # raw h
-    assert isinstance(calibrated, Chain)
-    (weighing, _) = calibrated.stages
-    assert isinstance(weighing, Calibrated)
-    assert weighing.alpha == 0.0  # normalised when it was written, with an α of its own
-    np.testing.assert_array_equal(weighing.map.u, planes(1, (1.0, 0.25, 0.25)).u)  # type: ignore[union-attr]
+    assert isinstance(calibrated, Calibrated)
+    assert isinstance(calibrated.map, Weights)  # normalised when it was written, with an α of its own
+    np.testing.assert_array_equal(calibrated.map.planes.u, planes(1, (1.0, 0.25, 0.25)).u)
     assert isinstance(iwa, Chain)
     assert iwa.stages[0].map.y.shape[0] == 3  # type: ignore[union-attr]
     assert isinstance(fold, Fold)
@@ -72,6 +72,7 @@ def test_map_files_go_to_the_methods_of_their_mode(tmp_path: Path) -> None:
         (["fold"], ["fwa", "calibrated"], r"fwa\.dat is of mode fwa, and no method uses it"),
         (["fwa"], ["fwa", "fwa"], "are both maps of mode fwa"),
         (["best"], ["fwa"], "'best' was asked for"),
+        (["calibrated+dqp"], ["calibrated"], "one weight per plane, and a block has one QP .* use fold"),
         (["fold"], ["gray"], "is of 4:0:0 frames; method fold weighs the planes of 4:2:0"),
     ],
 )
@@ -89,3 +90,13 @@ def test_missing_unused_and_doubled_maps_are_named(tmp_path: Path, names, files,
 def test_a_map_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.(dat|json)"):
         new_methods(["fwa"], maps=[tmp_path / "absent.dat"])
+
+
+def test_weights_of_a_sequence_keep_what_frames_weigh_against_each_other(tmp_path: Path) -> None:
+    unequal = jax.tree.map(lambda p: p * np.array([0.5, 1.5], np.float32)[:, None, None], planes(2, (1.0, 1.0, 1.0)))
+    path = write(tmp_path / "wa.dat", "wa", unequal, alpha=0.0)
+    (method,) = new_methods(["wa"], maps=[path])
+    z = jax.tree.map(lambda p: p * 0 + 512, unequal)
+    weights = method.plan(lambda frame: frame, z, None).weights
+    assert weights is not None
+    np.testing.assert_array_equal(weights.planes.y, unequal.y)

@@ -224,7 +224,7 @@ def _table(figures: dict[str, Any]) -> Table:
         )  # fmt: skip
     count = len(figures["pairs"])
     table.caption = (
-        f"{figures['same_effect']} of {count} verdicts are true, where \"no effect\" throughout would be true in "
+        f'{figures["same_effect"]} of {count} verdicts are true, where "no effect" throughout would be true in '
         f"{figures['without_effect']}; {len(figures['settings']['pictures'])} pictures."
     )
     return table

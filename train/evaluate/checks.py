@@ -11,6 +11,8 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, EncodeRequest, Weights
+from jaxwrap.importance.weights import is_flat, raw_map
+from jaxwrap.methods import Fwa, Wa, stages_of
 from jaxwrap.methods.plan import Method
 from jaxwrap.train.evaluate.modes import Mode, combinations
 from jaxwrap.train.evaluate.options import method_options
@@ -69,7 +71,25 @@ def check_settings(
         raise ValueError(f"configuration {config!r} was given; known: {', '.join(CONFIGS)}")
     if processes < 1:
         raise ValueError(f"{processes} processes were asked for; wanted at least 1")
-    return combinations(modes, methods)
+    pairs = combinations(modes, methods)
+    _check_maps(clips, pairs)
+    return pairs
+
+
+def _check_maps(clips: Sequence[ClipLike], pairs: Sequence[tuple[Mode, Method]]) -> None:
+    """Raises `ValueError` where the map that a method was given fits none of the clips as they are coded."""
+    for mode, method in pairs:
+        sizes = [mode.wrapper.bottleneck_size(*size_of(clip.frames)) for clip in clips]
+        for stage in stages_of(method):
+            if not isinstance(stage, Wa | Fwa) or stage.map is None:
+                continue
+            planes = raw_map(stage.map)
+            if size_of(planes) not in sizes and not is_flat(planes):
+                (height, width), (coded_height, coded_width) = size_of(planes), sizes[0]
+                raise ValueError(
+                    f"{method.name}: the map is {width}×{height}; in mode {mode.name} {clips[0].name} is coded at "
+                    f"{coded_width}×{coded_height}: make the map from clips of that size, with the same run"
+                )
 
 
 def ask_codecs(
