@@ -3,8 +3,9 @@
 The receiver is a restoration network of feature coding (5 convolutions 3×3 × 64 channels with ReLU, one 2×
 nearest-neighbour upsampling after the second) on 64 latent channels of 40 × 64, tiled into one frame. A map is
 `jaxwrap.importance.importance_map` with all that it gives, standard errors included. The peer does less: the mean of
-squared gradients of the latents, by a loop of backward passes or by `torch.func.vmap` of the pullback. Its map of our
-own sketches has to agree with ours before anything is timed.
+squared gradients of the latents, by a loop of backward passes (in the faster of its two memory layouts, and in the
+default one) or by `torch.func.vmap` of the pullback. Its map of our own sketches has to agree with ours before anything
+is timed.
 
 Both take turns (A, B, A, B, …), because the clock of a shared machine drifts; figures are medians, ratios medians of
 the rounds' ratios. Compilation is left out; the clock stops when the device has finished. No side uses TF32 in float32.
@@ -68,8 +69,8 @@ def run(
     ``rounds``: of each case, fewer (at least 2) where they would take longer than ``seconds_per_case``. ``work``: also
     how the cost grows with frames, pixels and sketches, what a sketch costs in forward passes, memory under a budget,
     and the error of bfloat16. ``video_batches``: on a GPU only. Returns all figures; ``cases`` is a list of dicts with
-    milliseconds of each side and ``ratio_loop``, ``ratio_vmap`` = PyTorch's time over ours. Raises `ValueError` for an
-    unknown dtype, `RuntimeError` where the peer fails or disagrees.
+    milliseconds of each side, and PyTorch's time over ours as ``ratio_loop``, ``ratio_default`` and ``ratio_vmap``.
+    Raises `ValueError` for an unknown dtype, `RuntimeError` where the peer fails or disagrees.
     """
     if dtype not in TOLERANCES:
         raise ValueError(f"dtype {dtype!r} was given; known: {', '.join(TOLERANCES)}")
@@ -275,7 +276,7 @@ def _case(
     frame = ours.frame(batch, size)
     sides: dict[str, Callable[[], float]] = {"jaxwrap": lambda: ours.milliseconds(frame, size, sketches)}
     if peer is not None:
-        sides |= {m: lambda m=m: peer.milliseconds(m, batch, sketches, size) for m in ("loop", "vmap")}  # type: ignore[misc]
+        sides |= {m: lambda m=m: peer.milliseconds(m, batch, sketches, size) for m in ("loop", "vmap", "default")}  # type: ignore[misc]
     start = time.perf_counter()
     for call in sides.values():
         call()  # compiles, warms the allocator
@@ -285,7 +286,7 @@ def _case(
         for side, call in sides.items():
             times[side][i] = call()
     case: dict[str, Any] = {"batch": batch, "sketches": sketches, "ms": float(np.median(times["jaxwrap"]))}
-    for side in ("loop", "vmap"):
+    for side in ("loop", "vmap", "default"):
         if side in times:
             case[f"{side}_ms"] = float(np.median(times[side]))
             case[f"ratio_{side}"] = float(np.median(times[side] / times["jaxwrap"]))
@@ -401,6 +402,7 @@ def _line(case: dict[str, Any]) -> str:
     if "ratio_loop" in case:
         line += (
             f"; loop {case['loop_ms']:9.1f} ms: {case['ratio_loop']:.2f} ×"
+            f", in the default layout {case['ratio_default']:.2f} ×"
             f", vmap {case['vmap_ms']:9.1f} ms: {case['ratio_vmap']:.2f} ×"
         )
     return line
