@@ -34,6 +34,7 @@ from jaxwrap.importance.memory import frames_within
 from jaxwrap.importance.sketch import sketch_row
 from jaxwrap.packing import TileLayout, pack, unpack
 from jaxwrap.train.bench.peer import Peer
+from jaxwrap.train.memory import keep_memory
 
 CHANNELS, HEIGHT, WIDTH = 64, 40, 64
 CONVOLUTIONS, UPSAMPLE_BEFORE = 5, 2
@@ -74,6 +75,7 @@ def run(
     """
     if dtype not in TOLERANCES:
         raise ValueError(f"dtype {dtype!r} was given; known: {', '.join(TOLERANCES)}")
+    keep_memory()
     backend = jax.default_backend()
     device = "cuda" if backend == "gpu" else "cpu"
     network = _parameters()

@@ -24,6 +24,7 @@ from jaxwrap.train.mapping.merge import Written, check_output, make_place, merge
 from jaxwrap.train.mapping.plan import Plan, Shard, Sketches, parse_bytes
 from jaxwrap.train.mapping.run import Work, map_shard, parts_folder, prepare
 from jaxwrap.train.media import ClipReader, open_readers
+from jaxwrap.train.memory import keep_memory
 from jaxwrap.train.runs import console, progress_bar, warn_unreadable
 
 DTYPES = ("float32", "bfloat16")
@@ -124,6 +125,7 @@ def run_maps(asked: MapRun) -> None:
         _show(_merged(asked, folder, asked.merge))
         return
     make_place(asked.out)
+    keep_memory()
     shard = asked.chosen_shard
     codec = X26x(asked.codec or "x265") if asked.mode == "calibrated" else None  # type: ignore[arg-type]
     wrapper, _ = load_wrapper(asked.run, dtype=asked.dtype)
