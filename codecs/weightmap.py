@@ -164,6 +164,12 @@ class MapReader(OpenFile):
     def open(cls, path: str | Path) -> MapReader:
         """Opens a pair by its ``.dat``. Raises `FileNotFoundError` where one of the two is missing."""
         path = _dat(path)
+        for needed in (path, path.with_suffix(".json")):
+            if not needed.is_file():
+                raise FileNotFoundError(
+                    f"{needed} is missing: a map is a .dat and its description, a .json beside it; copy both, or run "
+                    "jaxwrap importance again"
+                )
         description = path.with_suffix(".json").read_bytes()
         data = path.open("rb")
         try:

@@ -62,6 +62,8 @@ def frame_of(planes: tuple[Any, ...] | list[Any]) -> Frame:
 
 def check_frame(frame: Frame) -> None:
     """Raises `ValueError` unless the planes have the axes and sizes that the frame's chroma format wants."""
+    if not isinstance(frame, Yuv420 | Yuv400):
+        raise ValueError(f"a {type(frame).__name__} was given; wanted a Yuv420 or Yuv400 (planes [N, H, W])")
     n, h, w = _shape3(frame.y, "y")
     if isinstance(frame, Yuv400):
         return

@@ -100,10 +100,12 @@ _KNOWN_INDEPENDENT: set[Any] = set()
 
 
 @jax.jit
-def _every_other_spoilt(z: Frame) -> Frame:
+def _every_other_spoilt(z: Frame, first: Any) -> Frame:
+    """NaN in frames ``first``, ``first`` + 2, …."""
+
     def spoil(plane: jax.Array) -> jax.Array:
-        odd = (jnp.arange(plane.shape[0]) % 2 == 1)[:, None, None]
-        return jnp.where(odd, jnp.asarray(jnp.nan, plane.dtype), plane)
+        chosen = (jnp.arange(plane.shape[0]) % 2 == first)[:, None, None]
+        return jnp.where(chosen, jnp.asarray(jnp.nan, plane.dtype), plane)
 
     return jax.tree.map(spoil, z)
 
@@ -113,9 +115,9 @@ def check_independence(
 ) -> None:
     """Raises `ValueError` where a frame's output depends on another frame; looked for once per receiver and shape.
 
-    Every other frame is set to NaN, which travels along all dependences of ordinary arithmetic. ``finite_output`` says
-    for which frames of such a z the output is finite, ``[N]``: compiled code that exists anyway, so that the check
-    costs one forward pass. Nothing is known from one frame, or while tracing.
+    The odd frames are set to NaN, then the even ones: NaN travels along all dependences of ordinary arithmetic.
+    ``finite_output`` says for which frames of such a z the output is finite, ``[N]``: compiled code that exists anyway,
+    so that the check costs two forward passes. Nothing is known from one frame, or while tracing.
     """
     if num_frames(z) < 2 or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((function, z))):
         return
@@ -124,8 +126,11 @@ def check_independence(
     if known in _KNOWN_INDEPENDENT:
         return
 
-    spoilt = ~np.asarray(finite_output(_every_other_spoilt(z)))
-    spoilt[1::2] = False
+    spoilt = np.zeros(num_frames(z), bool)
+    for first in (1, 0):
+        reached = ~np.asarray(finite_output(_every_other_spoilt(z, first)))
+        reached[first::2] = False
+        spoilt |= reached
     refuse(
         spoilt,
         "the receiver mixes frames (batch statistics in training mode? call network.eval(), or map frames one by one): "

@@ -119,6 +119,11 @@ def yuv_metric(output: Frame) -> Frame:
     Takes the receiver's output (shapes are enough) and gives one scalar per plane: 6, 1, 1 over 8 times the plane's
     samples.
     """
+    if not hasattr(output, "planes"):
+        raise ValueError(
+            f"yuv_metric weighs the planes of a frame; the receiver gives a {jax.tree.structure(output)}: give weights "
+            "of its own outputs as the metric, or None"
+        )
     weights = PLANE_WEIGHTS[: len(output.planes)]
     return frame_of([w / sum(weights) / (p.shape[1] * p.shape[2]) for w, p in zip(weights, output.planes, strict=True)])
 
@@ -142,7 +147,7 @@ def importance_map(
     """Sketched diagonal of ``receiver`` at z, for every frame of the batch at once.
 
     Cost: one forward pass and ``sketches`` backward passes (input gradients only) that share it; at the first call for
-    a receiver and shape one forward pass more, which looks for frames that depend on one another. Traced and compiled
+    a receiver and shape two forward passes more, which look for frames that depend on one another. Compiled
     once per receiver and shape, whatever the number of sketches. Parameters may change where the receiver is a Flax
     module, a method of one, or a ``jax.tree_util.Partial(f, parameters)``; arrays in a closure, and modules inside
     other objects, are read when the receiver is compiled and taken for constant, as by `jax.jit`.
@@ -269,8 +274,8 @@ def _steps(
             )
         doubling = [FIRST_CHECK << i for i in range(max_sketches.bit_length())]
         return (*(step for step in doubling if step < max_sketches), max_sketches)
-    if isinstance(sketches, str):
-        raise ValueError(f'{sketches!r} sketches were asked for; wanted a number ≥ 1 or "auto"')
+    if isinstance(sketches, bool) or not isinstance(sketches, int | np.integer):
+        raise ValueError(f'{sketches!r} sketches were asked for; wanted a whole number ≥ 1 or "auto"')
     if control is not None and control.beta is None and sketches < 2:
         raise ValueError("the control variate's beta cannot be estimated from 1 sketch: use 2 or more, or give beta")
     return (sketches,)

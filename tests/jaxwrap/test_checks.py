@@ -119,6 +119,11 @@ def test_frames_that_depend_on_one_another_are_refused(receiver) -> None:
             importance_map(receiver, frames(4), key=KEY)
 
 
+def test_the_first_of_two_frames_is_seen_to_change_the_second() -> None:
+    with pytest.raises(ValueError, match="another frame changes the output of frame 1"):
+        importance_map(lambda z: jnp.cumsum(z.y, 0), frames(2), key=KEY)
+
+
 @pytest.mark.parametrize(
     "receiver",
     [
