@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwrap.arrays import Array, Frame, check_frame, frame_of, num_frames, size_of
-from jaxwrap.codec import EncodeRequest, EncodeResult, quantiser_step
+from jaxwrap.codec import EncodeRequest, EncodeResult, quantiser_step, refuse_patched_options
 from jaxwrap.codecs.jpeg.dct import BLOCK_SIZES, LARGEST_BLOCK, block_dct_matrices
 from jaxwrap.codecs.jpeg.rate import entropy_coded_bits
 from jaxwrap.codecs.jpeg.tables import MAX_STEP
@@ -92,6 +92,7 @@ class ProxyCodec:
 
     def check(self, size: tuple[int, int], request: EncodeRequest) -> None:
         """Raises `ValueError` for requests that `encode` would refuse; frames of any size are taken."""
+        refuse_patched_options("the proxy codec", request)
         if request.weights is not None:
             raise ValueError(
                 "weights were given; the proxy codec has no RDO that could follow them: use x264, x265 or HM"

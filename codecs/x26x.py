@@ -50,7 +50,16 @@ from av.codec.context import Flags
 from av.sidedata.sidedata import Type as SideDataType
 
 from jaxwrap.arrays import Frame, Yuv400, check_frame, frame_of, num_frames, size_of
-from jaxwrap.codec import CONFIGS, QP_RANGE, EncodeRequest, EncodeResult, Weights, intra_period
+from jaxwrap.codec import (
+    CONFIGS,
+    QP_RANGE,
+    EncodeRequest,
+    EncodeResult,
+    RowWeights,
+    Weights,
+    intra_period,
+    refuse_patched_options,
+)
 from jaxwrap.samples import max_sample, round_half_away, to_integers
 
 Encoder = Literal["x264", "x265"]
@@ -175,7 +184,7 @@ class X26x:
             raise ValueError(f"no frame was given to {self.name}; wanted at least one")
         self.check(size_of(frames), request)
         samples = to_integers(frames, request.bit_depth)
-        offsets = None if request.weights is None else self._qp_offsets(samples, request, request.weights)
+        offsets = self._qp_offsets(samples, request, request.weights) if isinstance(request.weights, Weights) else None
         options = self._options(request)
         with tempfile.TemporaryDirectory(prefix="jaxwrap-") as folder:
             dump = Path(folder) / "reconstruction.yuv"
@@ -211,6 +220,12 @@ class X26x:
             raise ValueError(f"configuration {request.config!r} was given; known: {', '.join(CONFIGS)}")
         if request.preset is not None and request.preset not in PRESETS:
             raise ValueError(f"preset {request.preset!r} was given; {self.name} knows: {', '.join(PRESETS)}")
+        refuse_patched_options(self.name, request)
+        if isinstance(request.weights, RowWeights):
+            raise ValueError(
+                f"Jacobian rows were given as weights; {self.name} takes QP offsets only, from a map (method wa+dqp): "
+                "rows need a patched HM or JM"
+            )
         if request.weights is not None and request.weights.applied_as != "qp_offset":
             raise ValueError(
                 f"weights to be applied as {request.weights.applied_as!r} were given; {self.name} takes them as QP "

@@ -17,6 +17,13 @@ from jaxwrap.arrays import Array, Frame
 Config = Literal["intra", "lowdelay", "randomaccess"]
 CONFIGS: tuple[Config, ...] = ("intra", "lowdelay", "randomaccess")
 
+Decision = Literal["sse", "rdoq", "satd", "filters"]
+DECISIONS: tuple[Decision, ...] = ("sse", "rdoq", "satd", "filters")
+"""What an encoder decides with weights: ``sse``, the distortion by which partitions and modes are compared; ``rdoq``,
+λ of its quantisation, divided by the mean weight of the block; ``satd``, the pre-selection of intra modes (and the
+motion search, where that can be had), times the root of the mean weight; ``filters``, the parameters of SAO, and those
+of deblocking where the encoder chooses them."""
+
 QP_RANGE = (0, 51)
 """Range of the specification's QP at 8 bits; a 10-bit stream at QP q has the same step relative to the sample range."""
 
@@ -46,12 +53,49 @@ class Weights:
     """Per-sample weights w of the distortion Σ w q², mean 1 over the frame (`jaxwrap.importance.weights`).
 
     ``planes`` has the frame's plane sizes with N = 1 (one map for all frames) or N maps. ``applied_as`` says how an
-    encoder is to use them: ``"distortion"`` inside its RDO (patched HM and JM), or ``"qp_offset"``: ΔQP = −3 log₂ w per
-    block.
+    encoder is to use them: ``"distortion"`` inside its RDO (patched HM and JM), at the QP that was asked for; or
+    ``"qp_offset"``: ΔQP = −3 log₂ w̄ per block, quantiser and λ together, as x264 and x265 have it. A patched encoder
+    then weighs its distortion too, for that is what λ at the QP of a block comes to across blocks.
+
+    ``decisions`` are those of a patched encoder that use the weights, in the order of `DECISIONS`; others take no
+    notice. None at all, with ``"qp_offset"``: the QPs alone move.
     """
 
     planes: Frame
     applied_as: Literal["distortion", "qp_offset"] = dataclasses.field(default="distortion", metadata={"static": True})
+    decisions: tuple[Decision, ...] = dataclasses.field(default=DECISIONS, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _check_decisions(self.decisions)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class RowWeights:
+    """Signed rows r_s of a sketched Jacobian, for an encoder that weighs whole blocks (IDSE; FP-RDO section III): its
+    distortion is Σ_s (r_s · q)² + τ Σ q² on each block of a fixed 16×16 grid.
+
+    ``rows`` are ``[N or 1, ℓ, H, W]`` per plane, N frames or one for all, already divided by √((1 + α) · mean h);
+    ``tau`` is τ = α / (1 + α), so that the mean of Σ_s r_s² + τ over the samples is 1, as that of `Weights` is.
+    ``decisions`` as in `Weights`.
+    """
+
+    rows: Frame
+    tau: float = dataclasses.field(metadata={"static": True})
+    decisions: tuple[Decision, ...] = dataclasses.field(default=DECISIONS, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _check_decisions(self.decisions)
+        if not 0.0 <= self.tau < 1.0:
+            raise ValueError(f"tau = {self.tau} was given; wanted α / (1 + α), from 0 to below 1")
+
+
+def _check_decisions(decisions: tuple[Decision, ...]) -> None:
+    if decisions != tuple(known for known in DECISIONS if known in decisions):
+        raise ValueError(
+            f"decisions {decisions!r} were given; wanted a tuple of some of {', '.join(DECISIONS)}, once each and in "
+            "this order"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +104,9 @@ class EncodeRequest:
 
     ``qp`` is on the specification's scale (`QP_RANGE`, fractions allowed where the codec allows them); the proxy also
     takes one per picture ``[N]``, or ``None`` for its learnt step. ``preset`` is the encoder's own name for its effort;
-    ``None`` is the codec's default.
+    ``None`` is the codec's default. ``lambda_scale`` multiplies the encoder's own λ everywhere, with weights and
+    without (patched HM and JM; others refuse all but 1). ``trace`` asks for the coding units that the encoder wrote
+    (patched HM and JM only).
     """
 
     qp: float | Array | None
@@ -68,7 +114,9 @@ class EncodeRequest:
     bit_depth: int = 10
     fps: float = 25.0
     preset: str | None = None
-    weights: Weights | None = None
+    weights: Weights | RowWeights | None = None
+    lambda_scale: float = 1.0
+    trace: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -89,6 +137,18 @@ class EncodeResult:
     seconds: float = dataclasses.field(default=0.0, metadata={"static": True})
     command: str = dataclasses.field(default="", metadata={"static": True})
     verified: bool = dataclasses.field(default=False, metadata={"static": True})
+    units: Array | None = None
+
+
+def refuse_patched_options(name: str, request: EncodeRequest) -> None:
+    """Raises `ValueError` where a request wants what only a patched encoder has, beside weights: a scale of λ, or a
+    trace. For codecs that have neither; ``name`` is theirs."""
+    if request.lambda_scale != 1.0:
+        raise ValueError(
+            f"λ scale {request.lambda_scale:g} was given; {name} keeps its own λ (1): only a patched HM or JM scales it"
+        )
+    if request.trace:
+        raise ValueError(f"a trace of coding units was asked for; {name} writes none: only a patched HM or JM does")
 
 
 class Codec(Protocol):

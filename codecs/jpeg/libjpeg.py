@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, features
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames, size_of
-from jaxwrap.codec import QP_RANGE, EncodeRequest, EncodeResult, quantiser_step
+from jaxwrap.codec import QP_RANGE, EncodeRequest, EncodeResult, quantiser_step, refuse_patched_options
 from jaxwrap.codecs.jpeg.tables import MAX_STEP, flat_table
 from jaxwrap.samples import round_half_away, to_integers
 
@@ -96,6 +96,7 @@ class Jpeg:
             raise ValueError(f"{request.bit_depth}-bit samples were given; JPEG here has 8 bits: use bit_depth=8")
         if request.config != "intra":
             raise ValueError(f"configuration {request.config!r} was given; JPEG knows only 'intra'")
+        refuse_patched_options("JPEG", request)
         if request.weights is not None:
             raise ValueError("weights were given; JPEG has one table per picture and cannot apply them")
         if request.preset is not None:
