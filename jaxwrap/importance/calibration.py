@@ -117,13 +117,40 @@ class Calibration:
         error = np.sqrt(np.maximum(residual, 0) * n / (n - 1)) / np.where(seen, self.sums["denominator"], 1.0)
         return np.where(seen, error, np.nan)
 
-    def map(self) -> Frame:
+    def shrunk_weights(self) -> np.ndarray:
+        """w ``[groups]``, drawn towards their plane's own weight by as much as their spread within it is noise.
+
+        w̄ + (1 − s²/v)₊ (w − w̄), with w̄ the plane's Σ a / Σ b, v the variance of w about it and s² the mean square of
+        `standard_error` (James and Stein's estimator, with the noise known). Few pictures then make no difference where
+        there is none, and groups that differ keep their difference. Raises `ValueError` before two pictures were seen.
+        """
+        w, error = self.signed_weights(), self.standard_error()
+        if not np.isfinite(error).any():
+            raise ValueError(
+                f"{int(self.sums['count'])} picture(s) were seen; telling noise from differences takes at least two"
+            )
+        shrunk, start = w.copy(), 0
+        for rows, columns in self._cells():
+            part = slice(start, start + rows * columns)
+            start += rows * columns
+            seen = np.isfinite(error[part])
+            if not seen.any():
+                continue
+            mean = self.sums["numerator"][part].sum() / self.sums["denominator"][part].sum()
+            deviation = w[part] - mean
+            variance = float(np.mean(deviation[seen] ** 2))
+            noise = float(np.mean(error[part][seen] ** 2))
+            kept = max(0.0, 1.0 - noise / variance) if variance > 0 else 0.0
+            shrunk[part] = mean + kept * np.where(seen, deviation, 0.0)
+        return shrunk
+
+    def map(self, *, shrunk: bool = False) -> Frame:
         """The raw map h, 1 picture of float32 planes: each sample has its group's weight, negative ones clipped to 0.
 
-        Padding of packed frames has its channel's. Normalise it like any other (`importance_weights`). Raises
-        `ValueError` where no weight is positive.
+        ``shrunk``: those of `shrunk_weights`. Padding of packed frames has its channel's. Normalise it like any other
+        (`importance_weights`). Raises `ValueError` where no weight is positive.
         """
-        return self._spread(np.maximum(self.signed_weights(), 0.0))
+        return self._spread(np.maximum(self.shrunk_weights() if shrunk else self.signed_weights(), 0.0))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The sums, for `from_arrays`."""

@@ -11,13 +11,14 @@ nothing.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwrap.arrays import Array, Frame, Yuv400, Yuv420
+from jaxwrap.arrays import Array, Frame, Yuv400, Yuv420, frame_of
 from jaxwrap.importance.jacobian import JacobianRows
 from jaxwrap.packing import TileLayout, from_tiles, to_tiles, unpack
 from jaxwrap.samples import max_sample
@@ -298,6 +299,58 @@ class PlaneScale:
     def qp_shift(self) -> float:
         """ΔQP that gives luma the quantiser that it had, 6 log₂ s_y."""
         return 6.0 * float(np.log2(self.scales[0]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MapScale:
+    """√w per sample, of a frozen map: z' = s (z − 2^(d − 1)) + 2^(d − 1), s = √(w / max w). Made by `from_weights`.
+
+    ``scales`` s in (0, 1], N = 1, float32 planes like the frames'. Samples shrink where they matter less and are
+    stretched nowhere, so every sample stays in range. s should be smooth, or constant over blocks: what varies from
+    sample to sample makes texture of its own.
+    """
+
+    scales: Frame
+    bit_depth: int = 10
+
+    @classmethod
+    def from_weights(cls, weights: Frame, bit_depth: int = 10) -> MapScale:
+        """Of weights w > 0, one picture of planes. Raises `ValueError` for others."""
+        max_sample(bit_depth)
+        planes = [np.asarray(p, np.float64) for p in weights.planes]
+        if any(p.shape[0] != 1 or not (np.isfinite(p).all() and (p > 0).all()) for p in planes):
+            raise ValueError(
+                "weights that are not one map of finite values > 0 were given: regularise them (alpha > 0)"
+            )
+        largest = max(float(p.max()) for p in planes)
+        return cls(frame_of([np.sqrt(p / largest).astype(np.float32) for p in planes]), bit_depth)
+
+    def apply(self, frame: Frame) -> Frame:
+        """Samples z → z'. Raises `ValueError` for frames of another size or chroma format."""
+        return self._scale(frame, lambda plane, s: plane * s)
+
+    def undo(self, frame: Frame) -> Frame:
+        """z' → z: the inverse of `apply` up to rounding, on decoded samples (integers are taken as float32)."""
+        return self._scale(frame, lambda plane, s: plane / s)
+
+    def qp_shift(self) -> float:
+        """ΔQP that gives luma, on the mean of its logarithm, the quantiser that it had: 6 · mean(log₂ s_y)."""
+        return 6.0 * float(np.mean(np.log2(np.asarray(self.scales.y, np.float64))))
+
+    def _scale(self, frame: Frame, scaled: Callable[[jax.Array, jax.Array], jax.Array]) -> Frame:
+        if [p.shape[1:] for p in frame.planes] != [s.shape[1:] for s in self.scales.planes]:
+            raise ValueError(
+                f"planes of {[p.shape[1:] for p in frame.planes]} were given; these scales are of "
+                f"{[s.shape[1:] for s in self.scales.planes]}"
+            )
+        centre = float(1 << (self.bit_depth - 1))
+
+        def one(plane: Any, s: Any) -> jax.Array:
+            plane = jnp.asarray(plane)
+            plane = plane if jnp.issubdtype(plane.dtype, jnp.floating) else plane.astype(jnp.float32)
+            return scaled(plane - centre, jnp.asarray(s, plane.dtype)) + centre
+
+        return frame_of([one(p, s) for p, s in zip(frame.planes, self.scales.planes, strict=True)])
 
 
 def fold_into_last(kernel: Array, bias: Array, transform: ChannelTransform) -> tuple[np.ndarray, np.ndarray]:

@@ -166,6 +166,32 @@ def test_groups_without_errors_have_the_weight_of_all() -> None:
     assert np.isnan(c.standard_error()).tolist() == [False, False, True]
 
 
+def test_shrunk_weights_lose_noise_and_keep_differences() -> None:
+    rng = np.random.default_rng(7)
+    truth = np.where(np.add.outer(np.arange(8), np.arange(8)) % 2, 3.0, 1.0)  # luma blocks differ, chroma ones do not
+
+    def receiver(z: Yuv420) -> Yuv420:
+        # What an error costs differs from picture to picture: that is the noise.
+        gain = jnp.asarray(truth.repeat(4, 0).repeat(4, 1)[None], jnp.float32) ** 0.5
+        return Yuv420(gain * z.y * z.y, z.u * z.u, z.v * z.v)
+
+    z, q = (
+        Yuv420(*(rng.uniform(low, high, (6, *s)).astype(np.float32) for s in ((32, 32), (16, 16), (16, 16))))
+        for low, high in ((0.2, 2), (-1, 1))
+    )
+    c = Calibration(4, (32, 32), 3).update(receiver, z, q)
+    raw, shrunk = c.signed_weights(), c.shrunk_weights()
+    mean_square = (2.0**3 - 0.2**3) / (3 * 1.8) * 4  # of the derivative 2 z
+    wanted = np.concatenate([truth.ravel(), np.ones(32)]) * mean_square
+    luma, chroma = slice(0, 64), slice(64, 96)
+    np.testing.assert_allclose(shrunk[luma], wanted[luma], rtol=0.35)  # 6 pictures × 16 samples in a block
+    assert np.square(shrunk[luma] - wanted[luma]).mean() < np.square(raw[luma] - wanted[luma]).mean()
+    assert shrunk[chroma].std() < 0.6 * raw[chroma].std()
+    assert c.map(shrunk=True).y[0, 0, 4] == pytest.approx(shrunk[1], rel=1e-6)
+    with pytest.raises(ValueError, match="at least two"):
+        calibrate(receiver, *(jax.tree.map(lambda p: p[:1], frame) for frame in (z, q)), groups=4).shrunk_weights()
+
+
 def test_what_cannot_be_calibrated_is_refused() -> None:
     z, q = colour(), colour(seed=1)
     good = calibrate(mixing, z, q)

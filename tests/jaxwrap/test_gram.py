@@ -14,6 +14,7 @@ from jaxwrap.importance.gram import (
     ChannelGram,
     ChannelMoments,
     ChannelTransform,
+    MapScale,
     PlaneScale,
     channel_gram,
     channel_transform,
@@ -288,6 +289,24 @@ def test_planes_are_scaled_by_the_roots_of_their_weights() -> None:
     assert whole.y.dtype == np.float32
 
 
+def test_a_map_scale_makes_plain_squared_error_the_weighted_one_up_to_a_constant() -> None:
+    rng = np.random.default_rng(3)
+    shapes = ((1, 8, 12), (1, 4, 6), (1, 4, 6))
+    a, b = (Yuv420(*(rng.uniform(0, 1023, (2, *s[1:])) for s in shapes)) for _ in range(2))
+    weights = Yuv420(*(rng.uniform(0.25, 4, s) for s in shapes))
+    scale = MapScale.from_weights(weights)
+    largest = max(float(w.max()) for w in weights.planes)
+    with jax.enable_x64(True):
+        x, y = scale.apply(a), scale.apply(b)
+        for p, q, one, other, w in zip(x.planes, y.planes, a.planes, b.planes, weights.planes, strict=True):
+            # The scales are float32, their squares good to two units in the last place.
+            np.testing.assert_allclose((p - q) ** 2, w / largest * (one - other) ** 2, rtol=3e-7)
+            assert p.min() >= 0
+            assert p.max() <= 1023
+        jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-12), scale.undo(x), a)
+    assert scale.qp_shift() == pytest.approx(3 * np.mean(np.log2(weights.y / largest)), rel=1e-6)
+
+
 def test_what_makes_no_transform_is_refused() -> None:
     frame = pack(latents(), LAYOUT)
     transform = klt(moments())
@@ -313,6 +332,9 @@ def test_what_makes_no_transform_is_refused() -> None:
         (lambda: PlaneScale((1.0, 2.0, 1.0)), "three in"),
         (lambda: PlaneScale.from_weights((1.0, 0.0, 1.0)), "> 0"),
         (lambda: PlaneScale((1.0, 1.0, 1.0)).apply(frame), "Yuv400"),
+        (lambda: MapScale.from_weights(Yuv400(np.zeros((1, 4, 4)))), "alpha > 0"),
+        (lambda: MapScale.from_weights(Yuv400(np.ones((2, 4, 4)))), "not one map"),
+        (lambda: MapScale.from_weights(Yuv400(np.ones((1, 4, 4)))).apply(frame), "these scales are of"),
     ):
         with pytest.raises(ValueError, match=message):
             act()
