@@ -35,11 +35,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
@@ -60,6 +59,7 @@ from jaxwrap.codec import (
     intra_period,
     refuse_patched_options,
 )
+from jaxwrap.codecs.bitstream import SEI_PICTURE_HASH, Standard, count_bits, decode, nal_units, without_repeats
 from jaxwrap.samples import max_sample, round_half_away, to_integers
 
 Encoder = Literal["x264", "x265"]
@@ -90,51 +90,39 @@ _CONSTANT_QP = "qcomp=1:ipratio=1:pbratio=1:scenecut=0:aq-mode=1:aq-strength=0.0
 
 
 class _Traits(NamedTuple):
-    """How one encoder differs from the other. NAL unit types are those of table 7-1 in H.264 and in H.265."""
+    """How one encoder differs from the other."""
 
     library: str
-    decoder: str
+    standard: Standard
     params_option: str
     params: str
     infinite_keyint: str
     map_block: int
-    sei: tuple[int, ...]
-    parameter_sets: tuple[int, ...]
-    nal_header_bytes: int
     version_pattern: bytes
 
 
 _TRAITS: dict[Encoder, _Traits] = {
     "x264": _Traits(
         library="libx264",
-        decoder="h264",
+        standard="avc",
         params_option="x264-params",
         params=f"{_CONSTANT_QP}:mbtree=0",
         infinite_keyint="infinite",
         map_block=16,
-        sei=(6,),
-        parameter_sets=(7, 8),
-        nal_header_bytes=1,
         version_pattern=rb"x264 - (core \d+[^-]*?) - ",
     ),
     "x265": _Traits(
         library="libx265",
-        decoder="hevc",
+        standard="hevc",
         params_option="x265-params",
         params=f"{_CONSTANT_QP}:cutree=0:qg-size=32:hash=1:info=0:log-level=none",
         infinite_keyint="-1",
         map_block=32,
-        sei=(39, 40),
-        parameter_sets=(32, 33, 34),
-        nal_header_bytes=2,
         version_pattern=rb"x265 \(build \d+\) - ([^:]*):",
     ),
 }
 
 _X265_CTU = 64  # of every preset but the fastest two
-
-_SEI_USER_DATA = (4, 5)  # registered and unregistered user data
-_SEI_PICTURE_HASH = 132
 
 
 class X26x:
@@ -308,65 +296,39 @@ class X26x:
         except av.error.FFmpegError as error:
             raise RuntimeError(f"{self.name} failed on {width}×{height} {pix_fmt} with {options}: {error}") from error
         header = bytes(context.extradata or b"")
-        return header, [(int(p.pts or 0), self._without_repeats(bytes(p), header)) for p in packets]
-
-    def _without_repeats(self, data: bytes, header: bytes) -> bytes:
-        """Drops parameter sets equal to those ahead of the stream: x265 repeats them in all-intra pictures."""
-        known = {unit.payload for unit in self._nal_units(header)}
-        kept = b"".join(unit.data for unit in self._nal_units(data) if unit.payload not in known)
-        # Annex B wants the four-byte start code on the first unit of each picture.
-        return b"\0" + kept if kept.startswith(b"\0\0\1") else kept
+        # x265 repeats its parameter sets in all-intra pictures.
+        known = {unit.payload for unit in nal_units(header, self._traits.standard)}
+        return header, [(int(p.pts or 0), without_repeats(bytes(p), self._traits.standard, known)) for p in packets]
 
     def _decode(self, header: bytes, packets: list[tuple[int, bytes]], like: Frame) -> Frame:
-        decoder = av.CodecContext.create(self._traits.decoder, "r")
-        assert isinstance(decoder, av.VideoCodecContext)
-        decoder.thread_count = self._threads
-        decoder.options = {"err_detect": "+crccheck+bitstream+buffer+explode"}
-        pictures: dict[int | None, av.VideoFrame] = {}
+        first, *others = packets
+        what = f"the {self.name} stream"
         try:
-            for number, (pts, data) in enumerate(packets):
-                packet = av.Packet(header + data if number == 0 else data)
-                packet.pts = pts
-                pictures.update((f.pts, f) for f in decoder.decode(packet))
-            pictures.update((f.pts, f) for f in decoder.decode(None))
-        except av.error.FFmpegError as error:
+            pictures = decode(
+                [(first[0], header + first[1]), *others], self._traits.standard, like, what=what, threads=self._threads
+            )
+        except RuntimeError as error:
             narrow = self._encoder == "x265" and size_of(like)[1] <= _X265_CTU
             advice = f"; x265 miscodes some P and B pictures of {_X265_CTU} samples or less in width: pad them" * narrow
-            raise RuntimeError(
-                f"FFmpeg's decoder rejects the {self.name} stream or its picture hashes: {error}{advice}"
-            ) from error
+            raise RuntimeError(f"{error}{advice}") from error
         count = num_frames(like)
-        if len(pictures) != count or set(pictures) != set(range(count)):
-            raise RuntimeError(f"{count} pictures were coded by {self.name}, but these decoded: {[*pictures]}")
         if self._encoder == "x265":
-            hashes = sum(u.sei_payload == _SEI_PICTURE_HASH for _, data in packets for u in self._nal_units(data))
+            hashes = sum(
+                u.sei_payload == SEI_PICTURE_HASH for _, data in packets for u in nal_units(data, self._traits.standard)
+            )
             if hashes != count:
                 raise RuntimeError(f"{count} pictures were coded by x265, but {hashes} carry a hash to verify")
-        height, width = size_of(like)
-        if any((f.height, f.width) != (height, width) for f in pictures.values()):
-            raise RuntimeError(f"{width}×{height} was coded by {self.name}, but {pictures[0]} decoded")
-        # FFmpeg's decoder gives a 4:0:0 AVC stream neutral chroma planes, which are left out here.
-        return frame_of(
-            [
-                np.stack([_plane_of(pictures[i], number, plane.shape[1:], plane.dtype) for i in range(count)])
-                for number, plane in enumerate(like.planes)
-            ]
-        )
+        in_order = [planes for _, planes in sorted(pictures, key=lambda picture: picture[0])]
+        return frame_of([np.stack(planes) for planes in zip(*in_order, strict=True)])
 
     def _count_bits(self, header: bytes, packets: list[tuple[int, bytes]]) -> tuple[np.ndarray, int]:
         bits = np.zeros(len(packets), np.int64)
         header_bits = 0
         for index, data in [(0, header), *packets]:
-            for unit in self._nal_units(data):
-                if unit.sei_payload in (*_SEI_USER_DATA, _SEI_PICTURE_HASH):
-                    continue
-                bits[index] += 8 * len(unit.data)
-                if unit.kind in self._traits.parameter_sets:
-                    header_bits += 8 * len(unit.data)
+            own, headers = count_bits(data, self._traits.standard)
+            bits[index] += own
+            header_bits += headers
         return bits, header_bits
-
-    def _nal_units(self, data: bytes) -> Iterator[_NalUnit]:
-        return nal_units(data, self._encoder)
 
     def _command(self, samples: Frame, request: EncodeRequest, options: dict[str, str]) -> str:
         height, width = size_of(samples)
@@ -427,35 +389,6 @@ def qp_offsets(weights: Frame, *, block: int, qp: int, bit_depth: int) -> np.nda
         delta = -3.0 * np.log2(total / count)
     lowest, highest = QP_RANGE[0] - 6 * (bit_depth - 8), QP_RANGE[1]
     return np.asarray(round_half_away(np.clip(delta, lowest - qp, highest - qp)), np.int32)
-
-
-class _NalUnit(NamedTuple):
-    """One unit of a byte stream; ``data`` begins with its start code, ``payload`` after it."""
-
-    kind: int
-    data: bytes
-    payload: bytes
-    sei_payload: int | None
-
-
-def nal_units(data: bytes, encoder: Encoder) -> Iterator[_NalUnit]:
-    """Splits an Annex-B byte stream; ``sei_payload`` is the payload type of a unit's first SEI message, else None."""
-    traits = _TRAITS[encoder]
-    starts, position = [], data.find(b"\0\0\1")
-    while position >= 0:
-        starts.append((position - (position > 0 and data[position - 1] == 0), position + 3))
-        position = data.find(b"\0\0\1", position + 3)
-    if data and (not starts or starts[0][0] != 0):
-        raise RuntimeError(f"an {encoder} packet of {len(data)} bytes does not begin with a start code")
-    for (start, payload), (end, _) in itertools.pairwise([*starts, (len(data), 0)]):
-        kind = data[payload] & 31 if encoder == "x264" else data[payload] >> 1 & 63
-        sei = None
-        if kind in traits.sei:
-            sei, position = 0, payload + traits.nal_header_bytes
-            while data[position] == 255:
-                sei, position = sei + 255, position + 1
-            sei += data[position]
-        yield _NalUnit(kind, data[start:end], data[payload:end], sei)
 
 
 class _RegionsOfInterest:
@@ -574,17 +507,6 @@ def _video_frame(planes: list[np.ndarray], pix_fmt: str) -> av.VideoFrame:
         rows = np.frombuffer(memoryview(target), plane.dtype).reshape(target.height, -1)
         rows[:, : plane.shape[1]] = plane
     return frame
-
-
-def _plane_of(frame: av.VideoFrame, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    plane = frame.planes[number]
-    if frame.format.components[number].bits > 8 * dtype.itemsize or plane.line_size < shape[1] * dtype.itemsize:
-        raise RuntimeError(f"a {frame.format.name} picture was decoded where {shape} samples of {dtype} were coded")
-    return (
-        np.frombuffer(memoryview(plane), dtype)
-        .reshape(-1, plane.line_size // dtype.itemsize)[: shape[0], : shape[1]]
-        .copy()
-    )
 
 
 def _compare_with_dump(decoded: Frame, dump: Path) -> None:

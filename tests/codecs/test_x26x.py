@@ -14,6 +14,7 @@ import pytest
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, frame_of
 from jaxwrap.codec import CONFIGS, EncodeRequest, Weights, intra_period
 from jaxwrap.codecs import x26x
+from jaxwrap.codecs.bitstream import nal_units
 from jaxwrap.codecs.x26x import ENCODERS, PRESETS, X26x, encoder_version, find_encoders, qp_offsets
 
 CASES = [(e, c, d, k) for e in ENCODERS for c in (Yuv420, Yuv400) for d in (8, 10) for k in CONFIGS]
@@ -249,7 +250,7 @@ def test_intra_slices_of_x264_without_weights_equal_its_own_constant_qp_mode(mon
         theirs += context.encode(picture)
     theirs += context.encode(None)
     slices = [
-        [u.payload for data in stream for u in x26x.nal_units(data, "x264") if u.kind == 5]
+        [u.payload for data in stream for u in nal_units(data, "avc") if u.kind == 5]
         for stream in ([data for _, data in ours], [bytes(p) for p in theirs])
     ]
     # The slice header, a few bytes, states the QP's distance from the picture parameter set's, which differs.

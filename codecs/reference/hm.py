@@ -1,0 +1,64 @@
+"""HM, the reference encoder of H.265/HEVC, version 18.0: the anchor of WA-RDO, and patched the place of weighted RDO.
+
+Configurations are HM's own: ``encoder_intra_main``, ``encoder_lowdelay_P_main`` (one I picture, then P) and
+``encoder_randomaccess_main``, their ``main10`` forms at 10 bits. I pictures of random access are
+`jaxwrap.codec.intra_period` apart; where that is no multiple of 16, HM's configuration for groups of 8 pictures is
+taken (``misc/…_GOP8``). QPs of P and B pictures follow from the one asked for, as the configuration says. HM repeats
+its parameter sets at each I picture; repeats are neither counted nor decoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from jaxwrap.codec import Config, EncodeRequest, intra_period
+from jaxwrap.codecs.bitstream import Standard
+from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job, ReferenceEncoder
+
+_STEMS: dict[Config, str] = {
+    "intra": "encoder_intra",
+    "lowdelay": "encoder_lowdelay_P",
+    "randomaccess": "encoder_randomaccess",
+}
+_GOP = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Hm(ReferenceEncoder):
+    """HM as a `jaxwrap.codec.Codec`. Fields as in `ReferenceEncoder`; it has no presets."""
+
+    name: ClassVar[str] = "hm"
+    standard: ClassVar[Standard] = "hevc"
+    _banner: ClassVar[tuple[tuple[str, ...], str, str]] = ((), r"HM software: Encoder Version \[([^\]]+)\]", "HM")
+
+    def _config_file(self, config: Config, request: EncodeRequest) -> str:
+        profile = "main" if request.bit_depth == 8 else "main10"
+        period = intra_period(config, request.fps)
+        small = config == "randomaccess" and period is not None and period % _GOP
+        return f"misc/{_STEMS[config]}_{profile}_GOP8.cfg" if small else f"{_STEMS[config]}_{profile}.cfg"
+
+    def _arguments(self, job: Job) -> list[str]:
+        request = job.request
+        period = intra_period(request.config, request.fps)
+        options = {
+            "InputFile": job.source,
+            "BitstreamFile": STREAM,
+            "ReconFile": RECONSTRUCTION,
+            "SourceWidth": job.geometry.width,
+            "SourceHeight": job.geometry.height,
+            "FramesToBeEncoded": job.frames,
+            "FrameRate": job.rate,
+            "InputBitDepth": request.bit_depth,
+            "InternalBitDepth": request.bit_depth,
+            "OutputBitDepth": request.bit_depth,
+            "InputChromaFormat": job.geometry.chroma,
+            "ConformanceWindowMode": 1,  # pads to whole coding units
+            "QP": job.qp,
+            "IntraPeriod": -1 if period is None else period,
+            "SEIDecodedPictureHash": 0,
+        }
+        if job.geometry.chroma == "400":
+            options["Profile"] = "main-RExt"  # the version 1 profiles are 4:2:0 only
+        config = self._config_path(self._config_file(request.config, request))
+        return ["-c", str(config), *(f"--{name}={value}" for name, value in options.items())]
