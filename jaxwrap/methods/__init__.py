@@ -4,9 +4,12 @@ from jaxwrap.methods.chain import STAGES, Chain, parse_method, stages_of
 from jaxwrap.methods.dqp import Dqp
 from jaxwrap.methods.fold import Fold, Transform
 from jaxwrap.methods.frozen import Calibrated, Fwa
+from jaxwrap.methods.idse import Idse
+from jaxwrap.methods.only import Only
 from jaxwrap.methods.plan import Method, Plan
 from jaxwrap.methods.refine import Refine, Refined, refine_samples
 from jaxwrap.methods.relinearise import Relinearise, relinearised_samples
+from jaxwrap.methods.shuffle import Shuffle
 from jaxwrap.methods.sse import Sse
 from jaxwrap.methods.wa import Iwa, Wa
 
@@ -17,12 +20,15 @@ __all__ = [
     "Dqp",
     "Fold",
     "Fwa",
+    "Idse",
     "Iwa",
     "Method",
+    "Only",
     "Plan",
     "Refine",
     "Refined",
     "Relinearise",
+    "Shuffle",
     "Sse",
     "Transform",
     "Wa",

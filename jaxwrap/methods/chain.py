@@ -1,10 +1,11 @@
-"""Compositions of methods, and their names: ``fwa+dqp``, ``fold+refine``, ``fold+refine+wa+dqp``, … ."""
+"""Compositions of methods, and their names: ``fwa+dqp``, ``fold+refine``, ``fold+refine+wa+shuffle``, … ."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -13,31 +14,42 @@ from jaxwrap.importance.receiver import as_partial
 from jaxwrap.methods.dqp import Dqp
 from jaxwrap.methods.fold import Fold
 from jaxwrap.methods.frozen import Calibrated, Fwa
-from jaxwrap.methods.plan import Method, Plan
+from jaxwrap.methods.idse import Idse
+from jaxwrap.methods.only import PREFIX, Only
+from jaxwrap.methods.plan import Method, Plan, WeightsAs
 from jaxwrap.methods.refine import Refine
 from jaxwrap.methods.relinearise import Relinearise
+from jaxwrap.methods.shuffle import Shuffle
 from jaxwrap.methods.sse import Sse
 from jaxwrap.methods.wa import Iwa, Wa
 
-STAGES: dict[str, type[Method] | type[Dqp]] = {
-    stage.name: stage for stage in (Sse, Wa, Iwa, Fwa, Calibrated, Dqp, Fold, Refine, Relinearise)
+WeightStage = Dqp | Shuffle | Only
+"""Stages that change the weights of the one before them: ``reweigh(weights, key) -> weights``."""
+
+Stage = Method | WeightStage
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (Sse, Wa, Iwa, Fwa, Calibrated, Idse, Dqp, Shuffle, Fold, Refine, Relinearise)
 }
-"""What a method's name is made of. All but dqp are methods by themselves."""
+"""What a method's name is made of, beside ``only:…``. All but dqp, shuffle and only are methods by themselves."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
     """Stages one after another: first those that change the samples (fold, refine), then at most one that weighs them
-    (wa, iwa, fwa, calibrated), then perhaps `Dqp`, which turns the weights into QP offsets.
+    (wa, iwa, fwa, calibrated, idse), then perhaps, each once, those that change the weights: `Dqp` makes QP offsets of
+    them, `Shuffle` puts them elsewhere, `Only` says what decides by them.
 
     Each stage is given the samples of the one before it, and the receiver behind whatever undoes them; a stage that
     draws is given the chain's own key, so that it draws what it would alone.
     """
 
-    stages: tuple[Method | Dqp, ...]
+    stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        weighing = [stage for stage in self.stages if not isinstance(stage, Dqp) and stage.weights_as is not None]
+        weighing = [
+            stage for stage in self.stages if not isinstance(stage, WeightStage) and stage.weights_as is not None
+        ]
         names = [stage.name for stage in self.stages]
         listed = "+".join(names)
         if not self.stages:
@@ -47,39 +59,49 @@ class Chain:
         if len(weighing) > 1:
             raise ValueError(f"{listed}: more than one stage weighs the samples; keep one of them")
         where = len(names) if not weighing else self.stages.index(weighing[0])
-        rest = self.stages[where + 1 :]
-        if not all(isinstance(stage, Dqp) for stage in rest) or len(rest) > 1:
-            raise ValueError(f"{listed}: only dqp, once, may follow {names[where]}: put what changes the samples first")
-        if any(isinstance(stage, Dqp) for stage in self.stages[:where]):
-            raise ValueError(f"{listed}: dqp turns weights into QP offsets; wa, iwa, fwa or calibrated go before it")
+        before, rest = self.stages[:where], self.stages[where + 1 :]
+        if not all(isinstance(stage, WeightStage) for stage in rest) or len({*map(type, rest)}) < len(rest):
+            raise ValueError(
+                f"{listed}: only dqp, shuffle and only:…, each once, may follow {names[where]}: put what changes the "
+                "samples first"
+            )
+        if early := next((stage for stage in before if isinstance(stage, WeightStage)), None):
+            what = "turns weights into QP offsets" if isinstance(early, Dqp) else "changes weights"
+            raise ValueError(f"{listed}: {early.name} {what}; wa, iwa, fwa, calibrated or idse go before it")
+        if any(isinstance(stage, Idse) for stage in weighing) and any(isinstance(stage, Dqp) for stage in rest):
+            raise ValueError(
+                f"{listed}: dqp takes weights of samples, and idse makes rows; put wa, iwa, fwa or calibrated before it"
+            )
 
     @property
     def name(self) -> str:
         """Names of the stages, joined by ``+``; ``wa+dqp`` is written ``dqp``, its short name."""
         names = [stage.name for stage in self.stages]
-        if names[-2:] == [Wa.name, Dqp.name]:
-            del names[-2]
+        pairs = list(itertools.pairwise(names))
+        if (Wa.name, Dqp.name) in pairs:
+            del names[pairs.index((Wa.name, Dqp.name))]
         return "+".join(names)
 
     @property
     def draws(self) -> bool:
         """Whether any stage does."""
-        return any(not isinstance(stage, Dqp) and stage.draws for stage in self.stages)
+        return any(stage.draws for stage in self.stages)
 
     @property
-    def weights_as(self) -> Literal["distortion", "qp_offset"] | None:
-        """QP offsets after `Dqp`; otherwise as the stage that weighs gives them."""
-        if isinstance(self.stages[-1], Dqp):
+    def weights_as(self) -> WeightsAs | None:
+        """QP offsets where there is a `Dqp`; otherwise as the stage that weighs gives them."""
+        if any(isinstance(stage, Dqp) for stage in self.stages):
             return "qp_offset"
-        return self.stages[-1].weights_as
+        methods = [stage for stage in self.stages if not isinstance(stage, WeightStage)]
+        return next((stage.weights_as for stage in methods if stage.weights_as is not None), None)
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
         """The stages' plans as one. Errors are those of the stages."""
         plan = Plan(z)
         for stage in self.stages:
-            if isinstance(stage, Dqp):
+            if isinstance(stage, WeightStage):
                 assert plan.weights is not None
-                plan = dataclasses.replace(plan, weights=stage.offsets(plan.weights))
+                plan = dataclasses.replace(plan, weights=stage.reweigh(plan.weights, key))
                 continue
             step = stage.plan(receiver, plan.z, key)
             undo = step.undo
@@ -95,7 +117,7 @@ class Chain:
         return plan
 
 
-def stages_of(method: Method) -> tuple[Method | Dqp, ...]:
+def stages_of(method: Method) -> tuple[Stage, ...]:
     """The stages of a chain, or the method itself."""
     return method.stages if isinstance(method, Chain) else (method,)
 
@@ -105,22 +127,25 @@ def _after(second: Callable[[Frame], Any], first: Callable[[Frame], Frame], fram
 
 
 def parse_method(text: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
-    """The method of a name: stages of `STAGES` joined by ``+``; ``dqp`` without a stage that weighs is ``wa+dqp``.
+    """The method of a name: stages of `STAGES`, and ``only:`` with decisions (``only:sse:rdoq``, ``only:none``), joined
+    by ``+``; ``dqp`` without a stage that weighs is ``wa+dqp``.
 
     ``options``: arguments of the stages, by their names; those of stages that do not occur are not looked at. Raises
     `ValueError` for unknown stages (with the list), stages that do not go together, and a stage that lacks an argument.
     """
     names = [name.strip() for name in text.split("+")]
-    if unknown := [name for name in names if name not in STAGES]:
-        raise ValueError(f"{unknown[0]!r} was asked for in method {text!r}; known: {', '.join(STAGES)}")
-    if Dqp.name in names and not {Wa.name, Iwa.name, Fwa.name, Calibrated.name} & {*names}:
+    if unknown := [name for name in names if name not in STAGES and not name.startswith(PREFIX)]:
+        raise ValueError(f"{unknown[0]!r} was asked for in method {text!r}; known: {', '.join(STAGES)}, {PREFIX}…")
+    if Dqp.name in names and not {Wa.name, Iwa.name, Fwa.name, Calibrated.name, Idse.name} & {*names}:
         names.insert(names.index(Dqp.name), Wa.name)
     stages = tuple(_stage(name, (options or {}).get(name, {})) for name in names)
     chain = Chain(stages)
-    return stages[0] if len(stages) == 1 and not isinstance(stages[0], Dqp) else chain
+    return stages[0] if len(stages) == 1 and not isinstance(stages[0], WeightStage) else chain
 
 
-def _stage(name: str, arguments: Mapping[str, Any]) -> Method | Dqp:
+def _stage(name: str, arguments: Mapping[str, Any]) -> Stage:
+    if name.startswith(PREFIX):
+        return Only.named(name)
     kind: Any = STAGES[name]
     missing = [
         field.name

@@ -17,8 +17,10 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from jaxwrap.codec import Weights
+from jaxwrap.codec import RowWeights, Weights
 from jaxwrap.importance.blocks import frame_mean
+
+_NO_ROWS = "dqp makes QP offsets of weights per sample, and idse gives rows: put wa, iwa, fwa or calibrated before it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Dqp:
     """
 
     name: ClassVar[str] = "dqp"
+    draws: ClassVar[bool] = False
 
     strength: float = 1.0
 
@@ -38,11 +41,13 @@ class Dqp:
         if not np.isfinite(self.strength) or self.strength < 0:
             raise ValueError(f"strength {self.strength} was given; wanted a finite number ≥ 0 (1: ΔQP = −3 log₂ w)")
 
-    def offsets(self, weights: Weights) -> Weights:
-        """The same weights, raised to ``strength`` and applied as QP offsets."""
+    def reweigh(self, weights: Weights | RowWeights, key: jax.Array | None = None) -> Weights:
+        """The same weights, raised to ``strength`` and applied as QP offsets. Raises `ValueError` for rows."""
+        if isinstance(weights, RowWeights):
+            raise ValueError(_NO_ROWS)
         planes = weights.planes
         if self.strength != 1.0:
             powers = jax.tree.map(lambda w: w**self.strength, planes)
             scale = frame_mean(planes) ** self.strength / frame_mean(powers)  # [N]
             planes = jax.tree.map(lambda w: w * scale[:, None, None], powers)
-        return Weights(planes, "qp_offset")
+        return dataclasses.replace(weights, planes=planes, applied_as="qp_offset")

@@ -9,7 +9,10 @@ from typing import Any, Literal, Protocol
 import jax
 
 from jaxwrap.arrays import Frame
-from jaxwrap.codec import Weights
+from jaxwrap.codec import RowWeights, Weights
+
+WeightsAs = Literal["distortion", "qp_offset", "rows"]
+"""The two uses of `jaxwrap.codec.Weights`, and `jaxwrap.codec.RowWeights`."""
 
 
 @jax.tree_util.register_dataclass
@@ -17,13 +20,14 @@ from jaxwrap.codec import Weights
 class Plan:
     """What a method hands to the codec.
 
-    ``z``: the samples to code, possibly changed (refine, fold). ``weights``: per-sample weights for the encoder, or
-    None. ``side_information_bits``: what the decoder must be told beside the stream, counted into the rate. ``undo``:
-    decoded samples → samples in the receiver's domain, where z is not in it (fold); a `jax.tree_util.Partial`, or None.
+    ``z``: the samples to code, possibly changed (refine, fold). ``weights``: per-sample weights or Jacobian rows for
+    the encoder, or None. ``side_information_bits``: what the decoder must be told beside the stream, counted into the
+    rate. ``undo``: decoded samples → samples in the receiver's domain, where z is not in it (fold); a
+    `jax.tree_util.Partial`, or None.
     """
 
     z: Frame
-    weights: Weights | None = None
+    weights: Weights | RowWeights | None = None
     side_information_bits: Any = 0
     undo: jax.tree_util.Partial | None = None
 
@@ -46,8 +50,8 @@ class Method(Protocol):
         ...
 
     @property
-    def weights_as(self) -> Literal["distortion", "qp_offset"] | None:
-        """How an encoder is to use the plan's weights (`jaxwrap.codec.Weights`); None where there are none."""
+    def weights_as(self) -> WeightsAs | None:
+        """What the plan's weights are to the encoder; None where there are none."""
         ...
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None) -> Plan:

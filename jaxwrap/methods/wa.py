@@ -158,14 +158,14 @@ class Iwa(Wa):
         frames, places = self._intra_frames(num)
         if len(frames) == num:
             return super()._mapped(receiver, z, key)
-        own = _take(z, frames)
+        own = take_frames(z, frames)
         part = dataclasses.replace(
-            self, metric=_metric_of(self.metric, receiver, own, frames, num), control=_control_of(self.control, frames)
+            self, metric=metric_part(self.metric, receiver, own, frames, num), control=_control_of(self.control, frames)
         )
         return self._hold(part._map(receiver, own, key, frames), places)
 
 
-def _take(frame: Frame, numbers: Sequence[int]) -> Frame:
+def take_frames(frame: Frame, numbers: Sequence[int]) -> Frame:
     """The frames of these numbers; 1 frame that serves all stays."""
     return frame if num_frames(frame) == 1 else jax.tree.map(lambda p: p[np.asarray(numbers)], frame)
 
@@ -173,11 +173,14 @@ def _take(frame: Frame, numbers: Sequence[int]) -> Frame:
 def _control_of(control: ControlVariate | None, frames: Sequence[int]) -> ControlVariate | None:
     if control is None:
         return None
-    return dataclasses.replace(control, reference=_take(control.reference, frames), h=_take(control.h, frames))
+    return dataclasses.replace(
+        control, reference=take_frames(control.reference, frames), h=take_frames(control.h, frames)
+    )
 
 
-def _metric_of(metric: Metric, receiver: Receiver, z: Frame, frames: Sequence[int], num: int) -> Metric:
-    """The part for the I frames z of a metric that may have an axis of all ``num`` frames; a function is given them."""
+def metric_part(metric: Metric, receiver: Receiver, z: Frame, frames: Sequence[int], num: int) -> Metric:
+    """The part for z, the frames of these numbers, of a metric that may have an axis of all ``num`` frames; a function
+    is given its part by itself."""
     if metric is None or callable(metric):
         return metric
 

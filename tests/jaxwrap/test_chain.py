@@ -115,7 +115,7 @@ def test_a_chain_does_what_its_stages_do_by_hand() -> None:
     folded = SCALE.apply(z)
     refined = refine_samples(behind, folded, codec, qp=32.0, target=target, steps=3).z
     weights = importance_weights(importance_map(behind, refined, key=KEY, sketches=2))
-    offsets = Dqp(0.5).offsets(weights)
+    offsets = Dqp(0.5).reweigh(weights)
     for a, b in zip(plan.z.planes, refined.planes, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
     for a, b in zip(plan.weights.planes.planes, offsets.planes.planes, strict=True):
@@ -167,6 +167,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         (" iwa + dqp ", "iwa+dqp", True, "qp_offset"),
         ("fwa+dqp", "fwa+dqp", False, "qp_offset"),
         ("calibrated", "calibrated", False, "distortion"),
+        ("fwa+shuffle", "fwa+shuffle", True, "distortion"),
+        ("wa+dqp+only:none", "dqp+only:none", True, "qp_offset"),
+        ("fwa+only:rdoq:sse", "fwa+only:sse:rdoq", False, "distortion"),
+        ("fold+idse+shuffle", "fold+idse+shuffle", True, "rows"),
         ("fold", "fold", False, None),
         ("fold+refine+dqp", "fold+refine+dqp", True, "qp_offset"),
         ("fold+refine:encoder+calibrated+dqp", "fold+refine:encoder+calibrated+dqp", False, "qp_offset"),
@@ -194,14 +198,21 @@ def test_dqp_alone_makes_its_map_by_wa() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", "'best' was asked for in method 'best'; known: " + ", ".join(STAGES)),
+        ("best", "'best' was asked for in method 'best'; known: " + ", ".join(STAGES) + ", only:…"),
         ("wa+", "'' was asked for in method"),
         ("sse+dqp", "sse leaves all as it is, and stands alone"),
         ("wa+fwa+dqp", "more than one stage weighs"),
-        ("dqp+fold", "only dqp, once, may follow wa"),
-        ("wa+refine", "only dqp, once, may follow wa"),
-        ("wa+dqp+dqp", "only dqp, once, may follow wa"),
-        ("dqp+wa", "dqp turns weights into QP offsets; wa, iwa, fwa or calibrated go before it"),
+        ("dqp+fold", r"only dqp, shuffle and only:…, each once, may follow wa"),
+        ("wa+refine", r"only dqp, shuffle and only:…, each once, may follow wa"),
+        ("wa+dqp+dqp", r"only dqp, shuffle and only:…, each once, may follow wa"),
+        ("dqp+wa", "dqp turns weights into QP offsets; wa, iwa, fwa, calibrated or idse go before it"),
+        ("shuffle+wa", "shuffle changes weights; wa, iwa"),
+        ("only:sse", "only:sse changes weights"),
+        ("wa+only:sse+only:rdoq", "each once, may follow wa"),
+        ("wa+only:sse:bits", "decisions sse, bits were given; wanted some of sse, rdoq, satd, filters"),
+        ("wa+only:", "wanted some of sse"),
+        ("idse+dqp", "idse makes rows; put wa, iwa, fwa or calibrated before it"),
+        ("wa+idse", "more than one stage weighs"),
     ],
 )
 def test_names_that_make_no_method_are_refused(text, message) -> None:

@@ -191,7 +191,7 @@ def test_a_sequence_mean_is_taken_over_each_clip() -> None:
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
 def test_dqp_strength_is_a_power_with_mean_1_again(strength) -> None:
     w = importance_weights(samples(), alpha=0.0)
-    powered = Dqp(strength).offsets(w)
+    powered = Dqp(strength).reweigh(w)
     assert powered.applied_as == "qp_offset"
     y = np.asarray(w.planes.y, np.float64)
     np.testing.assert_allclose(powered.planes.y, y**strength / (y**strength).mean((1, 2), keepdims=True), rtol=1e-4)
@@ -199,7 +199,7 @@ def test_dqp_strength_is_a_power_with_mean_1_again(strength) -> None:
 
 def test_dqp_keeps_importance_between_frames_where_the_weights_have_it() -> None:
     w = Weights(Yuv400(np.stack([np.full((4, 4), 0.5), np.full((4, 4), 2.0)]).astype(np.float32)))
-    np.testing.assert_allclose(np.asarray(Dqp(2.0).offsets(w).planes.y)[:, 0, 0], [0.25, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(Dqp(2.0).reweigh(w).planes.y)[:, 0, 0], [0.25, 4.0], rtol=1e-6)
     with pytest.raises(ValueError, match="strength -1"):
         Dqp(-1)
 
