@@ -167,12 +167,11 @@ def test_rows_state_what_was_coded_and_modes_with_the_same_samples_share_a_strea
     pictures = dict(np.load(tmp_path / "out" / "pictures.npz"))
     assert json.loads(str(pictures["about"])) == {
         "sequence": "lake",
-        "codec": "coarse",
-        "mode": "wrapper-1/2",
         "qp": 37.0,
+        "codecs": [["coarse", "wrapper-1/2"]],
         "keys": sorted(by["lake", "wrapper-1/2", method, 37.0].key for method in ("sse", "tilt")),
     }
-    assert pictures["decoded/tilt"].shape == pictures["weights/tilt"].shape == (8, 12)
+    assert pictures["coarse/decoded/tilt"].shape == pictures["coarse/weights/tilt"].shape == (8, 12)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["run"]["encodes"] == result.encodes
     assert list(manifest["commands"]) == ["coarse"]

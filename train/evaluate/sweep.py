@@ -110,6 +110,7 @@ class Row:
     method: Method
     codec: Codec
     qp: float
+    lambda_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +351,9 @@ class _Sweep:
 
     def _job(self, rows: list[Row], planned: Planned) -> _Job:
         sandwich, _, _ = self._functions(rows[0].mode, size_of(rows[0].source.samples))
-        return _Job(rows, planned, sandwich.request(self._request(rows[0]), planned.plan))
+        trace = any(self.pictures.traces(row) for row in rows)
+        request = dataclasses.replace(self._request(rows[0]), trace=trace)
+        return _Job(rows, planned, sandwich.request(request, planned.plan))
 
     # Networks.
 
@@ -420,18 +423,18 @@ class _Sweep:
     def _finish(self, job: _Job, result: EncodeResult) -> None:
         for row in job.rows:
             try:
-                point, frames = self._point(row, job, result)
+                point = self._point(row, job, result)
             except Exception as error:
                 self._fail([row], error)
                 continue
             if self.pictures.wants(row):
-                self.pictures.add(row, job.planned, result, frames, point.bits)
+                self.pictures.add(row, job.planned, result, point.bits)
             if row.key not in self.points:
                 self.cache.put(row.measurement, {"point": measurement_of(point), "command": result.command})
                 self.points[row.key] = point
                 self.commands.setdefault(row.codec.name, result.command)
 
-    def _point(self, row: Row, job: _Job, result: EncodeResult) -> tuple[Point, Frame]:
+    def _point(self, row: Row, job: _Job, result: EncodeResult) -> Point:
         source, settings, planned = row.source, self.settings, job.planned
         height, width = size_of(source.samples)
         _, _, back = self._functions(row.mode, (height, width))
@@ -442,7 +445,7 @@ class _Sweep:
         psnr_y, psnr_yuv = mean_psnr(source.samples, received, BIT_DEPTH)
         count = num_frames(source.samples)
         bits = int(np.sum(np.asarray(result.bits))) + planned.plan.side_information_bits + row.mode.bits
-        point = Point(
+        return Point(
             **self._names(row),
             codec=row.codec.name,
             codec_version=row.codec.version,
@@ -466,7 +469,6 @@ class _Sweep:
             verified=bool(result.verified),
             mode_bits=row.mode.bits,
         )
-        return point, received
 
     def _fail(self, rows: list[Row], error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"

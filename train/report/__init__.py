@@ -1,1 +1,2 @@
-"""From results rows to a page: ``curves`` (series, fronts, BD table), ``figures``, ``html``, ``terminal``."""
+"""From results rows to a page: ``curves`` (series, fronts), ``bd`` (tables), ``figures``, ``allocation`` (maps
+and bits of a picture), ``html``, ``terminal``."""

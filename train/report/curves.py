@@ -1,24 +1,25 @@
-"""Rate-distortion series, Pareto fronts over modes, and the Bjøntegaard table, from results rows.
+"""Rate-distortion series and Pareto fronts over modes, from results rows.
 
-A *series* is what one codec does in one mode with one method, over QPs; each sequence gives it a curve. BD figures are
-taken per sequence, then averaged (with a bootstrap interval over sequences); a sequence that allows none is left out
-and named.
+A *series* is what one codec does in one mode with one method at one scale of λ, over QPs; each sequence gives it a
+curve.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxwrap.metrics.bjontegaard import BdResult, Interval, bd_quality, bd_rate, bootstrap_mean, upper_envelope
+from jaxwrap.metrics.bjontegaard import upper_envelope
 from jaxwrap.train.evaluate.modes import MODE_BITS
 from jaxwrap.train.evaluate.points import Point
 
 QUALITIES: dict[str, tuple[str, Callable[[Point], float | None]]] = {
+    "receiver_snr": ("receiver SNR [dB]", lambda point: point.receiver_snr),
     "psnr_yuv": ("YUV-PSNR 6:1:1 [dB]", lambda point: point.psnr_yuv),
     "psnr_y": ("Y-PSNR [dB]", lambda point: point.psnr_y),
     "ms_ssim": (
@@ -30,6 +31,10 @@ QUALITIES: dict[str, tuple[str, Callable[[Point], float | None]]] = {
 }
 """Axis label and value of each quality; all grow with the rate and are in dB."""
 
+OF_A_MODE = ("receiver_snr",)
+"""Qualities that are comparable within a mode only: every mode has a receiver of its own."""
+
+Item = TypeVar("Item")
 Key = TypeVar("Key")
 
 ANCHOR_MODE = "codec"
@@ -48,10 +53,8 @@ each."""
 
 FRONT_ALL = "all modes and methods"
 
-LOW_OVERLAP = 0.5
-MIN_INSIDE = 3
-"""Below this overlap, or with fewer measured points of either curve inside it, a BD figure rests on a small part of
-the curves, and is marked."""
+CONTROL_STAGE = "shuffle"
+"""Stage of a method that moves weights to other places: what is gained with it is no matter of where."""
 
 
 class Setting(NamedTuple):
@@ -61,73 +64,44 @@ class Setting(NamedTuple):
     config: str
 
 
-class Series(NamedTuple):
-    """What is compared within a setting; a Pareto front is a series too, with the method ``front``."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Series:
+    """What is compared within a setting; a Pareto front is a series too, with the method ``front``.
+
+    ``note`` names what tells it from others of the same mode and method, for its label alone.
+    """
 
     mode: str
     method: str = "sse"
     method_options: str = "{}"
+    lambda_scale: float = 1.0
+    note: str = dataclasses.field(default="", compare=False)
 
     @property
     def label(self) -> str:
         """Short name for legends and tables."""
-        return self.mode if self.method in ("sse", "front") else f"{self.mode} + {self.method}"
+        label = self.mode if self.method in ("sse", "front") else f"{self.mode} + {self.method}"
+        if self.note:
+            label += f" ({self.note})"
+        return label if self.lambda_scale == 1 else f"{label}, λ × {self.lambda_scale:.3g}"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it shows what a gain is *not* due to: another λ under sse, or weights moved to other places."""
+        return (self.method == "sse" and self.lambda_scale != 1) or CONTROL_STAGE in self.method.split("+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Curve:
-    """One sequence of a series, in the order of the rate: bits per pixel, quality in dB, QP and mode of each point."""
+    """One sequence of a series, in the order of the rate: bits per pixel, quality in dB, QP, mode, and seconds of
+    encoding (None where they were not taken) of each point."""
 
     sequence: str
     rate: np.ndarray
     quality: np.ndarray
     qps: tuple[float, ...]
     modes: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BdMean:
-    """Mean of a BD figure over sequences, and what it rests on.
-
-    ``overlap``: of the interval that is integrated over, the smallest of all sequences. ``num_inside``: measured points
-    within it, the fewest of all curves.
-    """
-
-    interval: Interval
-    overlap: float
-    num_inside: int
-
-    @property
-    def is_weak(self) -> bool:
-        """Whether it rests on a small part of the curves (`LOW_OVERLAP`, `MIN_INSIDE`)."""
-        return self.overlap < LOW_OVERLAP or self.num_inside < MIN_INSIDE
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BdRow:
-    """One line of the BD table: ``series`` against ``anchor``.
-
-    ``rate``: BD-rate in percent, integrated over the common qualities; ``quality``: BD-PSNR (or BD of the quality asked
-    for) in dB, integrated over the common rates. Means over the same sequences. ``left_out``: sequences without a BD
-    figure, and why. Where all are, ``rate`` and ``quality`` are None.
-    """
-
-    setting: Setting
-    series: Series
-    anchor: Series
-    rate: BdMean | None
-    quality: BdMean | None
-    left_out: tuple[tuple[str, str], ...]
-
-    @property
-    def is_of_method(self) -> bool:
-        """Whether the two differ in the method alone."""
-        return self.series.mode == self.anchor.mode
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences that the means are over."""
-        return self.rate.interval.num_sequences if self.rate else 0
+    seconds: tuple[float | None, ...]
 
 
 Curves = dict[Setting, dict[Series, dict[str, Curve]]]
@@ -143,13 +117,11 @@ def curves_of(points: Iterable[Point], quality: str = "psnr_yuv") -> Curves:
     if quality not in QUALITIES:
         raise ValueError(f"quality {quality!r} was asked for; known: {', '.join(QUALITIES)}")
     value = QUALITIES[quality][1]
+    known = [point for point in points if value(point) is not None]
+    names = _with_notes(_series_of(point) for point in known)
     grouped: dict[Setting, dict[Series, dict[str, dict[float, Point]]]] = {}
-    for point in points:
-        if value(point) is None:
-            continue
-        sequences = grouped.setdefault(Setting(point.codec, point.config), {}).setdefault(
-            Series(point.mode, point.method, point.method_options), {}
-        )
+    for point in known:
+        sequences = grouped.setdefault(Setting(point.codec, point.config), {}).setdefault(names[_series_of(point)], {})
         sequence = sequences.setdefault(point.sequence, {})
         if sequence.setdefault(point.qp, point).key != point.key:
             raise ValueError(
@@ -158,7 +130,10 @@ def curves_of(points: Iterable[Point], quality: str = "psnr_yuv") -> Curves:
             )
     return {
         setting: {
-            series: {name: _curve(name, list(by_qp.values()), quality) for name, by_qp in sequences.items()}
+            series: {
+                name: _curve(name, [(point, series.label) for point in by_qp.values()], quality)
+                for name, by_qp in sequences.items()
+            }
             for series, sequences in of_setting.items()
         }
         for setting, of_setting in grouped.items()
@@ -170,8 +145,11 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
 
     Points of a front are those of `jaxwrap.metrics.bjontegaard.upper_envelope`. Families take their sse rows; in
     `FRONT_ALL` every method takes part, since a decoder need not know which one chose the bits. The codec alone is
-    charged the bits of the mode too, as it is one of the options here.
+    charged the bits of the mode too, as it is one of the options here. Controls and other scales of λ take no part.
+    None where the quality is one of `OF_A_MODE`.
     """
+    if quality in OF_A_MODE:
+        return {}
     as_option = [
         dataclasses.replace(
             point, bits=point.bits + MODE_BITS, bpp=point.bpp * (1 + MODE_BITS / point.bits), mode_bits=MODE_BITS
@@ -180,6 +158,8 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
         else point
         for point in points
     ]
+    as_option = [p for p in as_option if p.lambda_scale == 1 and not _series_of(p).is_control]
+    names = _with_notes(map(_series_of, as_option))
     value = QUALITIES[quality][1]
     fronts: Curves = {}
     for setting, group in _grouped(as_option, lambda p: Setting(p.codec, p.config)).items():
@@ -195,37 +175,13 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
             series = fronts.setdefault(setting, {}).setdefault(Series(label, "front"), {})
             for sequence, rows in _grouped(chosen, lambda p: p.sequence).items():
                 known = [p for p in rows if value(p) is not None]
-                options = list(_grouped(known, lambda p: Series(p.mode, p.method, p.method_options)).values())
-                front = upper_envelope([_rate_and_quality(one, quality) for one in options])
+                options = [
+                    [(p, names[one].label) for p in members] for one, members in _grouped(known, _series_of).items()
+                ]
+                front = upper_envelope([_rate_and_quality([p for p, _ in one], quality) for one in options])
                 if front:
                     series[sequence] = _curve(sequence, [options[c][i] for c, i in front], quality)
     return fronts
-
-
-def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
-    """For each codec: methods against sse in the same mode, which isolates the method; then every series and front
-    against the codec alone; then neural modes against linear resampling at their own ratio.
-
-    Raises `ValueError` as `curves_of` does.
-    """
-    curves, fronts = curves_of(points, quality), fronts_of(points, quality)
-    rows = []
-    for setting, series in curves.items():
-        for one in series:
-            under_sse = Series(one.mode)
-            if one.method != "sse" and under_sse in series:
-                rows.append(_bd_row(setting, one, under_sse, series))
-        anchor = Series(ANCHOR_MODE)
-        others = {**series, **fronts.get(setting, {})}
-        if anchor in series:
-            rows += [_bd_row(setting, one, anchor, others) for one in others if one != anchor]
-        for baseline in series:
-            kind, _, ratio = baseline.mode.partition("-")
-            if kind in LINEAR_KINDS:
-                same_ratio = [one for one in series if one.mode.partition("-")[2] == ratio]
-                neural = [one for one in same_ratio if one.mode.partition("-")[0] not in LINEAR_KINDS]
-                rows += [_bd_row(setting, one, baseline, series) for one in neural]
-    return rows
 
 
 def mean_curve(curves: dict[str, Curve]) -> tuple[np.ndarray, np.ndarray]:
@@ -250,47 +206,50 @@ def winners(front: Curve) -> list[tuple[str, float, float]]:
     return runs
 
 
-def _bd_row(setting: Setting, series: Series, anchor: Series, curves: dict[Series, dict[str, Curve]]) -> BdRow:
-    rates: list[BdResult] = []
-    qualities: list[BdResult] = []
-    left_out = []
-    for sequence, curve in curves[series].items():
-        reference = curves[anchor].get(sequence)
-        if reference is None:
-            left_out.append((sequence, f"no points of {anchor.label}"))
-            continue
-        try:
-            of_rate = bd_rate(reference.rate, reference.quality, curve.rate, curve.quality)
-            of_quality = bd_quality(reference.rate, reference.quality, curve.rate, curve.quality)
-        except ValueError as error:
-            left_out.append((sequence, str(error)))
-            continue
-        rates.append(of_rate)
-        qualities.append(of_quality)
-    return BdRow(setting, series, anchor, _mean(rates), _mean(qualities), tuple(left_out))
+def _series_of(point: Point) -> Series:
+    return Series(point.mode, point.method, point.method_options, point.lambda_scale)
 
 
-def _mean(results: list[BdResult]) -> BdMean | None:
-    if not results:
-        return None
-    return BdMean(
-        bootstrap_mean([result.value for result in results]),
-        min(result.overlap for result in results),
-        min(min(result.num_inside) for result in results),
-    )
+def _with_notes(series: Iterable[Series]) -> dict[Series, Series]:
+    """Each series with a note of the options in which it differs from others of its mode and method."""
+    named: dict[Series, Series] = {}
+    for alike in _grouped(dict.fromkeys(series), lambda one: (one.mode, one.method)).values():
+        options = [dict(_flat(json.loads(one.method_options))) for one in alike]
+        different = [
+            name
+            for name in dict.fromkeys(name for one in options for name in one)
+            if len({one.get(name) for one in options}) > 1
+        ]
+        for one, its in zip(alike, options, strict=True):
+            note = ", ".join(f"{name.rpartition('.')[2]} {its[name]}" for name in different if name in its)
+            named[one] = dataclasses.replace(one, note=note)
+    return named
+
+
+def _flat(options: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Names (those of nested options joined by dots) and short texts of options."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = ":".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield prefix + name, text if len(text) <= 24 else text[:8] + "…"
 
 
 def _family(point: Point) -> str:
     return point.mode.partition("-")[0]
 
 
-def _curve(sequence: str, points: list[Point], quality: str) -> Curve:
-    ordered = sorted(points, key=lambda point: point.bpp)
+def _curve(sequence: str, points: list[tuple[Point, str]], quality: str) -> Curve:
+    """Points with the labels of their series, as a curve."""
+    ordered = sorted(points, key=lambda pair: pair[0].bpp)
+    members = [point for point, _ in ordered]
     return Curve(
         sequence,
-        *_rate_and_quality(ordered, quality),
-        tuple(point.qp for point in ordered),
-        tuple(Series(point.mode, point.method).label for point in ordered),
+        *_rate_and_quality(members, quality),
+        tuple(point.qp for point in members),
+        tuple(label for _, label in ordered),
+        tuple(point.encode_s for point in members),
     )
 
 
@@ -299,8 +258,8 @@ def _rate_and_quality(points: list[Point], quality: str) -> tuple[np.ndarray, np
     return np.array([point.bpp for point in points]), np.array([value(point) for point in points], np.float64)
 
 
-def _grouped(points: Iterable[Point], key: Callable[[Point], Key]) -> dict[Key, list[Point]]:
-    groups: dict[Key, list[Point]] = {}
-    for point in points:
-        groups.setdefault(key(point), []).append(point)
+def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups

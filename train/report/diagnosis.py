@@ -17,6 +17,7 @@ from jaxwrap.codecs.files import write_atomically
 from jaxwrap.colour import yuv_to_rgb
 from jaxwrap.train.diagnose import CodecVerdict, Diagnosis
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
+from jaxwrap.train.report.allocation import importance_figure
 from jaxwrap.train.report.diagnosis_figures import (
     PAPER_CROSS_RATIO,
     correlation_figure,
@@ -26,7 +27,6 @@ from jaxwrap.train.report.diagnosis_figures import (
     sketches_figure,
     verdict_figure,
 )
-from jaxwrap.train.report.figures import importance_figure
 from jaxwrap.train.report.page import embedded, render_page
 from jaxwrap.train.verdict import NO_EFFECT, Picture
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,24 @@ from jaxwrap.codec import quantiser_step
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import Point, read_points
+from jaxwrap.train.report.allocation import Spent, bit_difference_figure, bits_figure, importance_figure
+from jaxwrap.train.report.bd import LOW_OVERLAP, MIN_INSIDE, BdMean, BdRow, bd_table
 from jaxwrap.train.report.curves import (
     FRONT_ALL,
-    LOW_OVERLAP,
-    MIN_INSIDE,
     QUALITIES,
-    BdMean,
-    BdRow,
+    Curves,
     Series,
-    bd_table,
+    Setting,
     curves_of,
     fronts_of,
     winners,
 )
-from jaxwrap.train.report.figures import bits_figure, importance_figure, rd_figure, sequences_figure
+from jaxwrap.train.report.figures import panels_of_codecs, panels_of_modes, rd_figure, sequences_figure
 from jaxwrap.train.report.page import embedded, render_page
+
+_SHORT = {"receiver_snr": "receiver SNR", "psnr_yuv": "YUV-PSNR", "ms_ssim": "MS-SSIM"}
+_BESIDE = {"receiver_snr": "psnr_yuv", "psnr_yuv": "ms_ssim"}
+"""Quality whose BD-rate is shown beside that of a table's own."""
 
 
 def read_results(results: Sequence[Path]) -> list[Point]:
@@ -45,7 +48,8 @@ def read_results(results: Sequence[Path]) -> list[Point]:
 
 
 def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
-    """Writes the report on results (CSV files or folders of sweeps) to ``out``, and returns its BD table in YUV-PSNR.
+    """Writes the report on results (CSV files or folders of sweeps) to ``out``, and returns the rows of its BD tables:
+    in receiver SNR, where it was measured, then in YUV-PSNR.
 
     ``manifest.json``, ``failed.json`` and ``pictures.npz`` beside the first results are shown where present. Raises as
     `read_results` and `bd_table`; the output is written under a temporary name first.
@@ -53,9 +57,9 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
     points = read_results(results)
     folder = _csv_of(results[0]).parent
     curves, fronts = curves_of(points), fronts_of(points)
-    rows = bd_table(points)
+    received = curves_of(points, "receiver_snr")
+    rows = [row for measure in ("receiver_snr", "psnr_yuv") for row in bd_table(points, measure)]
     label = QUALITIES["psnr_yuv"][0]
-    every_sequence, left_out = sequences_figure(curves, fronts, label)
     manifest = _read_json(folder / "manifest.json") or {}
     page = render_page(
         "report.html.jinja",
@@ -65,9 +69,9 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
         codecs=list(dict.fromkeys(f"{point.codec} ({point.codec_version})" for point in points)),
         qps=sorted({point.qp for point in points}),
         unverified=sum(not point.verified for point in points),
-        rd=embedded(rd_figure(curves, label)),
-        every_sequence=embedded(every_sequence),
-        sequences_left_out=left_out,
+        rd=embedded(rd_figure(panels_of_codecs(curves), label)),
+        received=embedded(rd_figure(panels_of_modes(received), QUALITIES["receiver_snr"][0])) if received else None,
+        every_sequence=_sequences(curves, fronts, label),
         tables=_tables(rows, points),
         low_overlap=LOW_OVERLAP,
         min_inside=MIN_INSIDE,
@@ -103,9 +107,20 @@ def overlap_text(mean: BdMean | None) -> str:
     return "—" if mean is None else f"{mean.overlap:.0%}, {mean.num_inside}{' †' if mean.is_weak else ''}"
 
 
+def time_text(row: BdRow) -> str:
+    """``1.03``: seconds of encoding over the anchor's; ``—`` where they were not taken."""
+    return "—" if row.time_ratio is None else f"{row.time_ratio:.2f}"
+
+
 def comparison_text(row: BdRow) -> str:
     """Title of the group of rows that this one belongs to."""
-    return "methods against sse in the same mode" if row.is_of_method else f"against {row.anchor.label}"
+    return {
+        "method": "methods against sse in the same mode",
+        "best_lambda": f"methods against sse at its own best λ ({row.anchor.label})",
+        "mode": f"against {row.anchor.label}",
+        "resampling": f"against {row.anchor.label}",
+        "generation": f"against {row.anchor_setting.codec} with sse in the same mode",
+    }[row.comparison]
 
 
 def _signed(value: float, digits: int) -> str:
@@ -114,15 +129,16 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _tables(rows: Sequence[BdRow], points: Sequence[Point]) -> list[dict[str, Any]]:
-    """One table per codec and anchor, and one for all methods against sse."""
-    ms_ssim = {(row.setting, row.series, row.anchor): row for row in bd_table(points, "ms_ssim")}
-    tables: dict[Any, list[dict[str, Any]]] = {}
+    """One table per quality, codec and comparison."""
+    beside = {measure: {_compared(row): row for row in bd_table(points, other)} for measure, other in _BESIDE.items()}
+    tables: dict[tuple[str, Setting, str], list[dict[str, Any]]] = {}
     for row in rows:
-        other = ms_ssim.get((row.setting, row.series, row.anchor))
-        tables.setdefault((row.setting, comparison_text(row)), []).append(
+        other = beside[row.measure].get(_compared(row))
+        tables.setdefault((row.measure, row.setting, comparison_text(row)), []).append(
             {
                 "name": row.series.label,
                 "is_front": row.series.method == "front",
+                "is_control": row.series.is_control,
                 "options": "" if row.series.method_options == "{}" else row.series.method_options,
                 "rate": bd_text(row.rate, 1),
                 "is_gain": row.rate is not None and row.rate.interval.mean < 0,
@@ -130,22 +146,47 @@ def _tables(rows: Sequence[BdRow], points: Sequence[Point]) -> list[dict[str, An
                 "rate_overlap": overlap_text(row.rate),
                 "quality": bd_text(row.quality, 2),
                 "quality_overlap": overlap_text(row.quality),
-                "ms_ssim": bd_text(other.rate if other else None, 1),
-                "ms_ssim_overlap": overlap_text(other.rate if other else None),
+                "beside": bd_text(other.rate if other else None, 1),
+                "beside_overlap": overlap_text(other.rate if other else None),
+                "time": time_text(row),
                 "is_low": row.rate is not None and row.rate.is_weak,
                 "num_sequences": row.num_sequences,
                 "num_left_out": len(row.left_out),
             }
         )
     return [
-        {"codec": setting.codec, "config": setting.config, "comparison": comparison, "rows": members}
-        for (setting, comparison), members in tables.items()
+        {
+            "quality": _SHORT[measure],
+            "beside": _SHORT[_BESIDE[measure]],
+            "codec": setting.codec,
+            "config": setting.config,
+            "comparison": comparison,
+            "rows": members,
+        }
+        for (measure, setting, comparison), members in tables.items()
     ]
+
+
+def _compared(row: BdRow) -> tuple[Any, ...]:
+    return row.setting, row.series, row.anchor_setting, row.anchor
+
+
+def _sequences(curves: Curves, fronts: Curves, label: str) -> list[dict[str, Any]]:
+    """Small multiples per codec."""
+    figures = []
+    for setting, series in curves.items():
+        front = fronts.get(setting, {}).get(Series(FRONT_ALL, "front"), {})
+        image, left_out = sequences_figure(series, front, label)
+        figures.append(
+            {"codec": setting.codec, "config": setting.config, "image": embedded(image), "left_out": left_out}
+        )
+    return figures
 
 
 def _left_out(rows: Sequence[BdRow]) -> list[str]:
     return [
-        f"{row.setting.codec}, {row.series.label} against {row.anchor.label}, {sequence}: {reason}"
+        f"{_SHORT[row.measure]}, {row.setting.codec}, {row.series.label} against {row.anchor_setting.codec}, "
+        f"{row.anchor.label}, {sequence}: {reason}"
         for row in rows
         for sequence, reason in row.left_out
     ]
@@ -162,42 +203,75 @@ def _choices(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def _pictures(path: Path) -> dict[str, Any] | None:
-    """Importance and bit pictures, from what the sweep kept."""
+    """Importance and bit pictures, from what the sweep kept (`jaxwrap.train.evaluate.pictures`)."""
     if not path.is_file():
         return None
     with np.load(path) as archive:
         arrays = dict(archive)
     about = json.loads(str(arrays["about"]))
-    names = [name.partition("/")[2] for name in arrays if name.startswith("decoded/")]
-    names.sort(key=lambda name: name != "sse")
-    where = f"{about['sequence']}, {about['mode']}, {about['codec']} at QP {about['qp']:g}"
-    maps = [
-        {
-            "method": name,
-            "image": embedded(
-                importance_figure(arrays["source"], arrays[f"weights/{name}"], f"Weights of {name}: {where}")
-            ),
-        }
-        for name in names
-        if f"weights/{name}" in arrays
+    shown = [
+        _pictures_of(codec, mode, arrays, f"{about['sequence']}, {mode}, {codec} at QP {about['qp']:g}")
+        for codec, mode in about["codecs"]
     ]
-    step = quantiser_step(about["qp"], BIT_DEPTH)
-    decoded = {name: arrays[f"decoded/{name}"] for name in names}
-    title = f"Bits per 8×8 block of the decoded luma, counted as a JPEG would (not the encoder's own bits): {where}"
+    return {"codecs": shown, **_counted(arrays, about)}
+
+
+def _pictures_of(codec: str, mode: str, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:
+    """Maps of one codec, and its bit differences where it told its coding units."""
+    methods = _methods_of(arrays, f"{codec}/bits/")
+    spent = [
+        Spent(name, units, arrays.get(f"{codec}/weights/{name}"))
+        for name in methods
+        if (units := arrays.get(f"{codec}/units/{name}")) is not None
+    ]
+    difference, problem = None, None
+    if len(spent) > 1 and spent[0].method == "sse":
+        title = f"Bits of coding units per 16×16 luma samples: {where}"
+        try:
+            difference = embedded(bit_difference_figure(arrays[f"{codec}/coded"], spent[0], spent[1:], title))
+        except ValueError as error:
+            problem = str(error)
+    maps = [
+        {"method": name, "image": embedded(importance_figure(arrays["source"], weights, f"Weights of {name}: {where}"))}
+        for name in methods
+        if difference is None and (weights := arrays.get(f"{codec}/weights/{name}")) is not None
+    ]
+    real_bits = [{"method": name, "bits": int(arrays[f"{codec}/bits/{name}"][0])} for name in methods]
     return {
-        "about": about,
+        "codec": codec,
+        "mode": mode,
         "maps": maps,
-        "bits": embedded(bits_figure(decoded, step, title)),
-        "step": f"{step:.1f}",
-        "real_bits": [{"method": name, "bits": int(arrays[f"bits/{name}"][0])} for name in names],
+        "difference": difference,
+        "problem": problem,
+        "real_bits": real_bits,
     }
 
 
+def _counted(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a JPEG would spend its bits on what the first codec decoded: for codecs that tell no coding units."""
+    (codec, mode), *_ = about["codecs"]
+    decoded = {name: arrays[f"{codec}/decoded/{name}"] for name in _methods_of(arrays, f"{codec}/decoded/")}
+    step = quantiser_step(about["qp"], BIT_DEPTH)
+    if not decoded:
+        return {"counted": None, "step": f"{step:.1f}"}
+    title = (
+        "Bits per 8×8 block of the decoded luma, counted as a JPEG would (not the encoder's own bits): "
+        f"{about['sequence']}, {mode}, {codec} at QP {about['qp']:g}"
+    )
+    return {"counted": embedded(bits_figure(decoded, step, title)), "step": f"{step:.1f}"}
+
+
+def _methods_of(arrays: Mapping[str, np.ndarray], prefix: str) -> list[str]:
+    """Names of methods that have an array of this kind, sse first."""
+    return sorted((name.removeprefix(prefix) for name in arrays if name.startswith(prefix)), key=lambda n: n != "sse")
+
+
 def _timings(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Mean milliseconds per frame of each codec, mode and method."""
+    """Mean milliseconds per frame of each codec, mode and method at the encoder's own λ."""
     groups: dict[tuple[str, str, str], list[Point]] = {}
     for point in points:
-        groups.setdefault((point.codec, point.mode, point.method), []).append(point)
+        if point.lambda_scale == 1:
+            groups.setdefault((point.codec, point.mode, point.method), []).append(point)
 
     def mean(members: list[Point], column: str) -> str:
         known = [getattr(p, column) / p.frames for p in members if getattr(p, column) is not None]
