@@ -9,8 +9,10 @@ FFmpeg's decoders share no code with the encoders whose streams are decoded here
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import av
@@ -39,6 +41,9 @@ _SYNTAX: dict[Standard, _Syntax] = {
 
 SEI_PICTURE_HASH = 132
 _SEI_NOT_COUNTED = (4, 5, SEI_PICTURE_HASH)  # registered and unregistered user data
+
+
+_CPU_FLAG_AVX2 = 0x8000  # and all that came later has higher bits
 
 
 class NalUnit(NamedTuple):
@@ -125,12 +130,15 @@ def decode(
     # strict: pictures of H.264 wait for as long as the standard lets them, and so come out in order from the first on.
     decoder.options = {"err_detect": "+crccheck+bitstream+buffer+explode", "strict": "1"}
     pictures: list[av.VideoFrame] = []
+    # FFmpeg 8's AVX2 code for the filters of H.266 at 8 bits is wrong in some blocks; what it falls back to is right.
+    careful = standard == "vvc" and like.y.dtype == np.uint8
     try:
-        for number, data in packets:
-            packet = av.Packet(data)
-            packet.pts = number
-            pictures += decoder.decode(packet)
-        pictures += decoder.decode(None)
+        with _without_avx2() if careful else nullcontext():
+            for number, data in packets:
+                packet = av.Packet(data)
+                packet.pts = number
+                pictures += decoder.decode(packet)
+            pictures += decoder.decode(None)
     except av.error.FFmpegError as error:
         raise RuntimeError(f"FFmpeg's decoder rejects {what} or its picture hashes: {error}") from error
     wanted, found = (
@@ -147,6 +155,22 @@ def decode(
         (f.pts or 0, [_plane_of(f, i, plane.shape[1:], plane.dtype) for i, plane in enumerate(like.planes)])
         for f in pictures
     ]
+
+
+@contextmanager
+def _without_avx2() -> Iterator[None]:
+    """FFmpeg's decoders that start in here, in any thread, do without AVX2 and later instructions."""
+    try:
+        library = ctypes.CDLL(av.frame.__file__)
+        flags, force = library.av_get_cpu_flags(), library.av_force_cpu_flags
+    except (OSError, AttributeError):
+        yield  # another build of PyAV; a wrong decode would still be found
+        return
+    force(flags & (_CPU_FLAG_AVX2 - 1))
+    try:
+        yield
+    finally:
+        force(-1)  # whatever the machine has
 
 
 def _decoder(standard: Standard) -> av.VideoCodecContext:

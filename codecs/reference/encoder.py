@@ -4,8 +4,9 @@ An encode writes its samples as raw YUV (and weights as a map file) into a folde
 splits the stream into pictures, decodes it with FFmpeg, which shares no code with these encoders, and compares the
 samples with the encoder's own reconstruction. A stream that fails raises, so that every result is ``verified``.
 
-QPs are the specification's: at 10 bits as at 8. All run in one thread and without rate control, picture hashes and
-psycho-visual options; their configuration files are the user's own, named on the command line and never copied.
+QPs are the specification's: at 10 bits as at 8. All run in one thread and without rate control, picture hashes,
+psycho-visual options and temporal filtering of the source (not all of them have it); their configuration files are the
+user's own, named on the command line and never copied.
 """
 
 from __future__ import annotations
@@ -163,10 +164,11 @@ class ReferenceEncoder:
     def _verified(self, folder: Path, samples: Frame, job: Job) -> tuple[Frame, np.ndarray, int]:
         """(decoded frames, bits of each in display order, bits of parameter sets)."""
         parts = access_units((folder / STREAM).read_bytes(), self.standard)
-        pictures = decode(list(enumerate(parts)), self.standard, samples, what=f"the {self.name} stream")
+        packets = [(number, self._decodable(part)) for number, part in enumerate(parts)]
+        pictures = decode(packets, self.standard, samples, what=f"the {self.name} stream")
         decoded = frame_of([np.stack(planes) for planes in zip(*(planes for _, planes in pictures), strict=True)])
         counted = [count_bits(parts[number], self.standard) for number, _ in pictures]
-        own = read_yuv(folder / RECONSTRUCTION, self._reconstruction_format(job))
+        own = read_yuv(folder / RECONSTRUCTION, job.geometry)
         for name, ours, theirs in zip("yuv", decoded.planes, own.planes, strict=False):
             if ours.shape != theirs.shape or (ours != theirs).any():
                 raise RuntimeError(
@@ -193,6 +195,10 @@ class ReferenceEncoder:
     def _config_path(self, file: str) -> Path:
         return find_config(self.name, self.program, file, self.configs)
 
+    def _words(self, options: dict[str, object]) -> list[str]:
+        """Options as this encoder's command line has them."""
+        return [f"--{name}={value}" for name, value in options.items()]
+
     # What differs from encoder to encoder.
 
     def _config_file(self, config: Config, request: EncodeRequest) -> str | None:
@@ -203,9 +209,9 @@ class ReferenceEncoder:
         """The command line after the program, weights apart; it writes `STREAM` and `RECONSTRUCTION`."""
         raise NotImplementedError
 
-    def _reconstruction_format(self, job: Job) -> YuvFormat:
-        """Geometry of the reconstruction that the encoder writes."""
-        return job.geometry
+    def _decodable(self, part: bytes) -> bytes:
+        """A picture's part of the stream as FFmpeg's decoder takes it; what is counted is the part itself."""
+        return part
 
     def _check_weights(self, request: EncodeRequest) -> None:
         """Raises `ValueError` for weights, λ scale or trace that this encoder does not know."""

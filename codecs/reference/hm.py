@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from jaxwrap.codec import Config, EncodeRequest, intra_period
 from jaxwrap.codecs.bitstream import Standard
-from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job, ReferenceEncoder
+from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job
+from jaxwrap.codecs.reference.patched import PatchedEncoder
 
 _STEMS: dict[Config, str] = {
     "intra": "encoder_intra",
@@ -25,8 +26,8 @@ _GOP = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Hm(ReferenceEncoder):
-    """HM as a `jaxwrap.codec.Codec`. Fields as in `ReferenceEncoder`; it has no presets."""
+class Hm(PatchedEncoder):
+    """HM as a `jaxwrap.codec.Codec`; it has no presets. Fields: `jaxwrap.codecs.reference.encoder`."""
 
     name: ClassVar[str] = "hm"
     standard: ClassVar[Standard] = "hevc"
@@ -41,7 +42,7 @@ class Hm(ReferenceEncoder):
     def _arguments(self, job: Job) -> list[str]:
         request = job.request
         period = intra_period(request.config, request.fps)
-        options = {
+        options: dict[str, object] = {
             "InputFile": job.source,
             "BitstreamFile": STREAM,
             "ReconFile": RECONSTRUCTION,
@@ -56,9 +57,10 @@ class Hm(ReferenceEncoder):
             "ConformanceWindowMode": 1,  # pads to whole coding units
             "QP": job.qp,
             "IntraPeriod": -1 if period is None else period,
+            "TemporalFilter": 0,
             "SEIDecodedPictureHash": 0,
         }
         if job.geometry.chroma == "400":
             options["Profile"] = "main-RExt"  # the version 1 profiles are 4:2:0 only
         config = self._config_path(self._config_file(request.config, request))
-        return ["-c", str(config), *(f"--{name}={value}" for name, value in options.items())]
+        return ["-c", str(config), *self._words(options)]
