@@ -85,11 +85,11 @@ class BdRow:
 def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
     """Every comparison that the rows allow, codec by codec, in the order of `Comparison`.
 
-    Methods are compared with sse in the same mode and at the encoder's own λ, which isolates the method, controls last;
-    and with sse at the measured scale of λ that serves it best on these sequences, where that is another one. Modes and
-    fronts are compared with the codec alone, and neural modes with linear resampling at their own ratio, unless the
-    quality is one of `OF_A_MODE`. All series of a codec are compared with sse of the next generation
-    (`NEXT_GENERATION`) in the same mode and configuration. Raises `ValueError` as `curves_of` does.
+    Methods are compared with sse in the same mode and at the encoder's own λ, which isolates the method, and controls
+    too, last; methods also with sse at the measured scale of λ that serves it best on these sequences, where that is
+    another one. Modes and fronts are compared with the codec alone, and neural modes with linear resampling at their
+    own ratio, unless the quality is one of `OF_A_MODE`. sse and methods of a codec are compared with sse of the next
+    generation (`NEXT_GENERATION`) in the same mode and configuration. Raises `ValueError` as `curves_of` does.
     """
     curves, fronts = curves_of(points, quality), fronts_of(points, quality)
     rows: list[BdRow] = []
@@ -102,7 +102,7 @@ def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
             later = setting._replace(codec=codec)
             for one in ordered:
                 anchor = Series(one.mode)
-                if anchor in curves.get(later, {}):
+                if anchor in curves.get(later, {}) and not one.is_control:
                     rows.append(_row(curves, quality, "generation", (setting, one), (later, anchor)))
     return rows
 
@@ -119,7 +119,7 @@ def _of_methods(curves: Curves, setting: Setting, series: Sequence[Series], qual
         scaled = [(row.rate.interval.mean, row.series) for row in against if row.series.method == "sse" and row.rate]
         if scaled:
             gain, best = min(scaled, key=lambda pair: pair[0])
-            methods = [one for one in others if one.method != "sse"]
+            methods = [one for one in others if not one.is_control]
             if gain < 0:
                 rows += [_row(curves, quality, "best_lambda", (setting, one), (setting, best)) for one in methods]
     return rows
@@ -130,13 +130,15 @@ def _of_modes(curves: Curves, setting: Setting, series: Sequence[Series], qualit
     alone = Series(ANCHOR_MODE)
     if alone in curves[setting]:
         fronts = [one for one in curves[setting] if one.method == "front"]
-        modes = [one for one in (*series, *fronts) if one.mode != ANCHOR_MODE]
+        modes = [one for one in (*series, *fronts) if one.mode != ANCHOR_MODE and not one.is_control]
         rows += [_row(curves, quality, "mode", (setting, one), (setting, alone)) for one in modes]
     for baseline in series:
         kind, _, ratio = baseline.mode.partition("-")
         if kind in LINEAR_KINDS and baseline == Series(baseline.mode):
             same_ratio = [one for one in series if one.mode.partition("-")[2] == ratio]
-            neural = [one for one in same_ratio if one.mode.partition("-")[0] not in LINEAR_KINDS]
+            neural = [
+                one for one in same_ratio if one.mode.partition("-")[0] not in LINEAR_KINDS and not one.is_control
+            ]
             rows += [_row(curves, quality, "resampling", (setting, one), (setting, baseline)) for one in neural]
     return rows
 

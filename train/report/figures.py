@@ -37,8 +37,8 @@ _METHOD_COLOURS = {
     "fold": "#e377c2",
     "idse": "#8c564b",
 }
-_OTHER_COLOURS = ("#17becf", "#bcbd22", "#e377c2", "#8c564b", "#1f77b4", "#7f7f2f", "#9467bd")
-_RATIO_STYLES = {"1": "-", "2/3": "-.", "1/2": "-", "1/4": ":"}
+_OTHER_COLOURS = ("#ff9896", "#98df8a", "#aec7e8", "#c49c94", "#5254a3", "#637939", "#ad494a")
+_RATIO_STYLES = {"": "--", "1": "-", "2/3": "-.", "1/2": "-", "1/4": ":"}
 _MARKERS = {"sse": "o", "dqp": "s", "refine": "^"}
 _CONTROL_STYLE = {"linestyle": (0, (2, 2)), "marker": ".", "linewidth": 1.0, "alpha": 0.7}
 
@@ -62,7 +62,8 @@ def panels_of_codecs(curves: Curves) -> list[Panel]:
 
 
 def panels_of_modes(curves: Curves) -> list[Panel]:
-    """A panel per codec and mode, for qualities that are comparable within a mode only, against sse."""
+    """A panel per codec and mode in which more than sse was measured, against sse: for qualities that are comparable
+    within a mode only."""
     panels = []
     for setting, series in curves.items():
         for mode in dict.fromkeys(one.mode for one in series):
@@ -159,7 +160,7 @@ def _style(series: Series) -> dict[str, Any]:
         colour = _OTHER_COLOURS[sum(series.label.encode()) % len(_OTHER_COLOURS)]
     style = {
         "color": colour,
-        "linestyle": _RATIO_STYLES.get(ratio, "-"),
+        "linestyle": "-" if series.mode == ANCHOR_MODE and series.method == "sse" else _RATIO_STYLES.get(ratio, "-"),
         "marker": _MARKERS.get(series.method, "D"),
         "markersize": 4,
         "linewidth": 1.4,

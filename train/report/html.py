@@ -57,7 +57,7 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
     points = read_results(results)
     folder = _csv_of(results[0]).parent
     curves, fronts = curves_of(points), fronts_of(points)
-    received = curves_of(points, "receiver_snr")
+    received = panels_of_modes(curves_of(points, "receiver_snr"))
     rows = [row for measure in ("receiver_snr", "psnr_yuv") for row in bd_table(points, measure)]
     label = QUALITIES["psnr_yuv"][0]
     manifest = _read_json(folder / "manifest.json") or {}
@@ -70,7 +70,7 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
         qps=sorted({point.qp for point in points}),
         unverified=sum(not point.verified for point in points),
         rd=embedded(rd_figure(panels_of_codecs(curves), label)),
-        received=embedded(rd_figure(panels_of_modes(received), QUALITIES["receiver_snr"][0])) if received else None,
+        received=embedded(rd_figure(received, QUALITIES["receiver_snr"][0])) if received else None,
         every_sequence=_sequences(curves, fronts, label),
         tables=_tables(rows, points),
         low_overlap=LOW_OVERLAP,

@@ -17,9 +17,18 @@ _TITLES = {
 
 
 def bd_rich_table(rows: Sequence[BdRow]) -> Group:
-    """BD-rates, each with what it rests on: a table per quality. Rows that rest on little, and controls, are dimmed."""
-    measures = list(dict.fromkeys(row.measure for row in rows)) or ["psnr_yuv"]
-    return Group(*(_table(measure, [row for row in rows if row.measure == measure]) for measure in measures))
+    """BD-rates, each with what it rests on: a table per quality. Rows that rest on little, and controls, are dimmed.
+
+    What is compared in receiver SNR is left to the report in YUV-PSNR.
+    """
+    compared = {_compared(row) for row in rows if row.measure == "receiver_snr"}
+    shown = [row for row in rows if row.measure == "receiver_snr" or _compared(row) not in compared]
+    measures = list(dict.fromkeys(row.measure for row in shown)) or ["psnr_yuv"]
+    return Group(*(_table(measure, [row for row in shown if row.measure == measure]) for measure in measures))
+
+
+def _compared(row: BdRow) -> tuple[object, ...]:
+    return row.comparison, row.setting, row.series, row.anchor_setting, row.anchor.mode
 
 
 def _table(measure: str, rows: Sequence[BdRow]) -> Table:
