@@ -97,11 +97,6 @@ def from_tiles(tiles: Array, layout: TileLayout) -> Yuv400:
     return Yuv400(split.transpose(0, 3, 1, 4, 2).reshape(n, *layout.size))
 
 
-def tile_means(frame: Frame, layout: TileLayout) -> Any:
-    """Mean of each channel's own samples, padding left out: ``[N, C]``. Errors as in `unpack`."""
-    return unpack(frame, layout).mean((1, 2))
-
-
 def spread(values: Array, layout: TileLayout) -> Yuv400:
     """One value per channel ``[N, C]`` → a packed frame that is constant on each tile, padding included."""
     if len(values.shape) != 2 or values.shape[1] != layout.channels:

@@ -31,7 +31,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from jaxwrap.arrays import Frame, Yuv420, frame_of, num_frames, size_of, stack_frames
 from jaxwrap.codecs.reference.yuv import count_frames, parse_name, read_yuv
 from jaxwrap.colour import rgb_to_yuv420
-from jaxwrap.train.prefetch import prefetch
 
 if TYPE_CHECKING:
     import av
@@ -128,13 +127,6 @@ class ClipReader:
         except Exception as error:  # a decoder meets damage with whatever it was doing: any type of error can come
             raise ValueError(f"{self.source}: {error or type(error).__name__}") from error
 
-    def chunks(self, size: int, start: int = 0, *, step: int = 1, ahead: int = 2) -> Iterator[Frame]:
-        """`read`, ``size`` frames at a time (the last chunk may be shorter), decoded up to ``ahead`` chunks ahead in a
-        thread."""
-        if size < 1:
-            raise ValueError(f"chunks of {size} frames were asked for; wanted 1 or more")
-        return prefetch(in_chunks(self.read(start, step=step), size), depth=ahead)
-
     def load(self) -> Clip:
         """The whole sequence in memory."""
         frames = stack_frames(list(self.read()))
@@ -151,12 +143,6 @@ class ClipReader:
 
 
 _SAMPLED = 2**20
-
-
-def in_chunks(frames: Iterator[Frame], size: int) -> Iterator[Frame]:
-    """Batches of ``size`` frames of what comes one by one; the last may be shorter."""
-    while part := list(itertools.islice(frames, size)):
-        yield stack_frames(part)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
