@@ -325,6 +325,27 @@ def report(
     console.print(f"report: {out}", soft_wrap=True)
 
 
+@app.command(
+    help="""Puts weighted RDO into the source tree of HM 18.0 or JM 19.0, or with --reverse takes it out again.
+
+    Looks at every file first, and changes nothing in any other version. The tree, its binary and its licence stay
+    yours; jaxwrap ships insertions and headers of its own only.
+    """
+)
+def patch(
+    encoder: Annotated[str, typer.Argument(help="hm or jm.")],
+    tree: Annotated[Path, typer.Option(help="Source tree of the encoder.")],
+    reverse: Annotated[bool, typer.Option("--reverse", help="Restore the original, byte for byte.")] = False,
+) -> None:
+    """Patches a tree and says what to do next."""
+    from jaxwrap.codecs.reference.patching import next_step, patch_tree
+
+    changed = patch_tree(encoder, tree, reverse=reverse)
+    for path in changed:
+        console.print(literal(path), highlight=False, soft_wrap=True)
+    console.print(literal(next_step(encoder, changed, reverse=reverse)), highlight=False, soft_wrap=True)
+
+
 @app.command(help="Lists devices, versions, and which encoders were found where.")
 def doctor() -> None:
     """Prints what this machine has."""

@@ -8,7 +8,12 @@ from importlib import metadata
 
 import jax
 
-from jaxwrap.codecs.reference.programs import PROGRAMS, find_program
+from jaxwrap.codec import CONFIGS, EncodeRequest
+from jaxwrap.codecs.reference.encoder import ReferenceEncoder
+from jaxwrap.codecs.reference.hm import Hm
+from jaxwrap.codecs.reference.jm import Jm
+from jaxwrap.codecs.reference.vtm import Vtm
+from jaxwrap.codecs.reference.vvenc import Vvenc
 
 PACKAGES = ("jaxwrap", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av", "pillow", "bjontegaard")
 
@@ -27,14 +32,21 @@ def examine() -> list[tuple[str, str, str]]:
     rows += [("device", str(device.id), f"{device.platform}: {device.device_kind}") for device in jax.devices()]
     rows += [("package", name, version_of(name)) for name in PACKAGES]
     rows += [("encoder", name, finding) for name, finding in _library_encoders()]
-    for name, (variable, programs) in PROGRAMS.items():
-        try:
-            path = find_program(name)
-            finding = str(path) if path else f"not found: set {variable} to its {programs[0]}"
-        except FileNotFoundError as error:
-            finding = str(error)
-        rows.append(("encoder", name, finding))
+    rows += [("encoder", encoder.name, _finding(encoder)) for encoder in (Hm(), Jm(), Vtm(), Vvenc())]
     return rows
+
+
+def _finding(encoder: ReferenceEncoder) -> str:
+    try:
+        found = f"{encoder.version}, {encoder.program}"
+    except RuntimeError as error:
+        return str(error)
+    try:
+        for config in CONFIGS:
+            encoder.check((64, 64), EncodeRequest(qp=32, config=config))
+    except ValueError as error:
+        return f"{found}; {error}"
+    return found
 
 
 def _library_encoders() -> list[tuple[str, str]]:

@@ -64,3 +64,6 @@ class Hm(PatchedEncoder):
             options["Profile"] = "main-RExt"  # the version 1 profiles are 4:2:0 only
         config = self._config_path(self._config_file(request.config, request))
         return ["-c", str(config), *self._words(options)]
+
+    def _qp_offset_options(self) -> dict[str, object]:
+        return {"MaxCuDQPDepth": 2}  # QPs of 16×16 blocks in coding tree units of 64, as in JM and x264
