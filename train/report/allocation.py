@@ -67,7 +67,7 @@ def importance_figure(source: np.ndarray, weights: np.ndarray, title: str) -> by
         axis.set_xlim(0, width)
         axis.set_ylim(height, 0)
         axis.set_axis_off()
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="log₂ w of luma (a block's QP offset: −3 log₂ of its mean w)")
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="log₂ w of luma")
     figure.suptitle(title, fontsize=11)
     return png(figure)
 

@@ -37,7 +37,7 @@ _METHOD_COLOURS = {
     "fold": "#e377c2",
     "idse": "#8c564b",
 }
-_OTHER_COLOURS = ("#ff9896", "#98df8a", "#aec7e8", "#c49c94", "#5254a3", "#637939", "#ad494a")
+_OTHER_COLOURS = ("#ff9896", "#98df8a", "#aec7e8", "#c49c94", "#5254a3", "#637939", "#393b79")
 _RATIO_STYLES = {"": "--", "1": "-", "2/3": "-.", "1/2": "-", "1/4": ":"}
 _MARKERS = {"sse": "o", "dqp": "s", "refine": "^"}
 _CONTROL_STYLE = {"linestyle": (0, (2, 2)), "marker": ".", "linewidth": 1.0, "alpha": 0.7}
@@ -68,7 +68,9 @@ def panels_of_modes(curves: Curves) -> list[Panel]:
     for setting, series in curves.items():
         for mode in dict.fromkeys(one.mode for one in series):
             chosen = {one: sequences for one, sequences in series.items() if one.mode == mode}
-            panels.append(Panel(f"{setting.codec}, {setting.config}, {mode}: {_mean_of(chosen)}", chosen, Series(mode)))
+            if len(chosen) > 1:
+                title = f"{setting.codec}, {setting.config}, {mode}: {_mean_of(chosen)}"
+                panels.append(Panel(title, chosen, Series(mode)))
     return panels
 
 
