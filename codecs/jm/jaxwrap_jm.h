@@ -8,10 +8,20 @@
 #include "global.h"
 
 #define JW_SAMPLE imgpel
-#ifdef JAXWRAP_JM_IMPLEMENTATION
+#ifndef JAXWRAP_JM_IMPLEMENTATION
+#include "jaxwrap_weights.h"
+#else
 #define JAXWRAP_WEIGHTS_IMPLEMENTATION
+/* JM is built with -ffloat-store, which keeps sums out of registers: the weighted ones would take three times as long. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("no-float-store")
 #endif
 #include "jaxwrap_weights.h"
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
+#endif
 
 #define JAXWRAP_NAME_SIZE 4096
 
@@ -117,7 +127,7 @@ void jaxwrap_open(const InputParameters *p_Inp)
   if (message)
     jaxwrap_stop(message);
   jaxwrap_hooks.sse       = jw_on(&jaxwrap_state, JW_SSE);
-  jaxwrap_hooks.rdoq      = jw_on(&jaxwrap_state, JW_RDOQ);
+  jaxwrap_hooks.rdoq      = jw_on(&jaxwrap_state, JW_RDOQ) && p_Inp->UseRDOQuant;
   jaxwrap_hooks.satd      = jw_on(&jaxwrap_state, JW_SATD);
   jaxwrap_hooks.qp_offset = jaxwrap_state.active && settings.qp_offset;
 }
