@@ -37,10 +37,10 @@ _METHOD_COLOURS = {
     "fold": "#e377c2",
     "idse": "#8c564b",
 }
-_OTHER_COLOURS = ("#ff9896", "#98df8a", "#aec7e8", "#c49c94", "#5254a3", "#637939", "#393b79")
+_OTHER_COLOURS = ("#e7698c", "#2ca02c", "#3b7dd8", "#a05d4e", "#5254a3", "#637939", "#393b79")
 _RATIO_STYLES = {"": "--", "1": "-", "2/3": "-.", "1/2": "-", "1/4": ":"}
 _MARKERS = {"sse": "o", "dqp": "s", "refine": "^"}
-_CONTROL_STYLE = {"linestyle": (0, (2, 2)), "marker": ".", "linewidth": 1.0, "alpha": 0.7}
+_CONTROL_STYLE = {"linestyle": (0, (2, 2)), "marker": ".", "linewidth": 1.0, "alpha": 0.9}
 
 _FRONT_STYLE: dict[str, Any] = {"color": "#f0c419", "linewidth": 6, "alpha": 0.4, "zorder": 0}
 
@@ -76,7 +76,7 @@ def panels_of_modes(curves: Curves) -> list[Panel]:
 
 def rd_figure(panels: Sequence[Panel], quality_label: str) -> bytes:
     """Curves averaged over sequences; below each panel, the same as a difference to its anchor at equal rate."""
-    columns = min(len(panels), _MAX_COLUMNS)
+    columns = 2 if len(panels) == 4 else min(len(panels), _MAX_COLUMNS)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(6.2 * columns, 7.6 * lines + 0.8), layout="constrained")
     grid = figure.add_gridspec(2 * lines, columns, height_ratios=(3, 2) * lines)
