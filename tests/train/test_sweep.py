@@ -28,7 +28,7 @@ from jaxwrap.codecs.x26x import X26x
 from jaxwrap.methods import Plan, Sse
 from jaxwrap.metrics.distortion import mean_psnr
 from jaxwrap.samples import change_bit_depth
-from jaxwrap.train.evaluate import sweep as sweep_module
+from jaxwrap.train.evaluate import rows as rows_module
 from jaxwrap.train.evaluate.cache import Cache
 from jaxwrap.train.evaluate.modes import MODE_BITS, Mode, codec_mode, combinations, linear_mode, mode_of
 from jaxwrap.train.evaluate.options import method_options
@@ -218,7 +218,7 @@ def test_names_and_unused_seeds_measure_nothing_again_while_content_and_the_meas
     assert seeded.from_cache == 2  # tilt alone draws
     assert sweep([dataclasses.replace(other, name=clip.name)], "fourth").from_cache == 0
     assert sweep([dataclasses.replace(clip, fps=25.0)], "fifth").from_cache == 0
-    monkeypatch.setattr(sweep_module, "MEASUREMENT_VERSION", 10**6)
+    monkeypatch.setattr(rows_module, "MEASUREMENT_VERSION", 10**6)
     assert sweep([clip], "sixth").from_cache == 0
 
 
@@ -332,7 +332,7 @@ def test_an_output_folder_of_another_configuration_is_refused_naming_what_differ
         ({"config": "still"}, "known: intra, lowdelay, randomaccess"),
         ({"processes": 0}, "at least 1"),
         ({"modes": [codec_mode(), codec_mode()]}, "modes were given more than once: codec"),
-        ({"methods": [Sse(), Tilt()]}, "method tilt wants a mode whose two sides are networks; given: codec"),
+        ({"methods": [Sse(), Tilt()]}, "method tilt wants a mode whose two sides are networks, or one with a receiver; given: codec"),
         ({"twice": True}, "clips were given more than once: lake"),
     ],
 )

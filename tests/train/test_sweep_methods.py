@@ -23,7 +23,8 @@ from jaxwrap.importance.gram import PlaneScale
 from jaxwrap.methods import Plan, Sse, Wa, parse_method
 from jaxwrap.metrics.distortion import mean_psnr
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
-from jaxwrap.train.evaluate import sweep as sweep_module
+from jaxwrap.train.evaluate import networks
+from jaxwrap.train.evaluate import rows as rows_module
 from jaxwrap.train.evaluate.modes import MODE_BITS, Mode, codec_mode, mode_of
 from jaxwrap.train.evaluate.options import fields_of, method_options, with_fields
 from jaxwrap.train.evaluate.sweep import run_sweep
@@ -127,7 +128,7 @@ def test_the_sweep_tells_methods_the_encoder_and_where_its_i_pictures_are(tmp_pa
     clips = [first, second, dataclasses.replace(third, fps=100.0)]
     codecs = [stand_in.CoarseCodec(str(tmp_path / "log"), name=name) for name in ("one", "two")]
     run_sweep(
-        clips, [small_wrapper()], codecs, [22], [Listener()], tmp_path / "out", processes=1, config="randomaccess"
+        clips, [small_wrapper()], codecs, [22], [Listener()], tmp_path / "out", processes=2, config="randomaccess"
     )
     expected = [
         (period, lengths, name, EncodeRequest(22.0, "randomaccess", 10, fps), None)
@@ -143,6 +144,6 @@ def test_maps_of_a_clip_longer_than_a_batch_have_a_budget(
     """`importance_map` chunks by it, without changing a byte."""
     Listener.seen.clear()
     codec = stand_in.CoarseCodec(str(tmp_path / "log"))
-    monkeypatch.setattr(sweep_module, "PIXELS_PER_BATCH", 2 * 16 * 24 - 1)
+    monkeypatch.setattr(rows_module, "PIXELS_PER_BATCH", 2 * 16 * 24 - 1)
     run_sweep(stand_in.clips()[:1], [small_wrapper()], [codec], [22], [Listener()], tmp_path / "out", processes=1)
-    assert [seen[-1] for seen in Listener.seen] == [sweep_module.MEMORY_BUDGET]
+    assert [seen[-1] for seen in Listener.seen] == [networks.MEMORY_BUDGET]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, size_of
-from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, EncodeRequest, Weights
+from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, EncodeRequest, RowWeights, Weights
 from jaxwrap.importance.weights import is_flat, raw_map
-from jaxwrap.methods import Fwa, Wa, stages_of
+from jaxwrap.methods import Fwa, Idse, Wa, stages_of
 from jaxwrap.methods.plan import Method
 from jaxwrap.train.evaluate.modes import Mode, combinations
 from jaxwrap.train.evaluate.options import method_options
@@ -49,24 +49,31 @@ def check_settings(
     codecs: Sequence[Codec],
     qps: Sequence[float],
     methods: Sequence[Method],
+    lambda_scales: Sequence[float],
     config: str,
     processes: int,
 ) -> list[tuple[Mode, Method]]:
     """Which method runs in which mode. Raises `ValueError` where something is missing, given twice or out of range."""
-    for what, given in (("clip", clips), ("mode", modes), ("codec", codecs), ("QP", qps), ("method", methods)):
+    given_things = {
+        "clip": clips, "mode": modes, "codec": codecs, "QP": qps, "method": methods, "λ scale": lambda_scales,
+    }  # fmt: skip
+    for what, given in given_things.items():
         if not given:
-            raise ValueError(f"no {what} was given; a sweep wants at least one clip, mode, codec, QP and method")
+            raise ValueError(f"no {what} was given; a sweep wants at least one {', '.join(given_things)}")
     for what, names in (
         ("clips", [clip.name for clip in clips]),
         ("codecs", [codec.name for codec in codecs]),
         ("methods", [canonical_json([m.name, method_options(m)]) for m in methods]),
         ("QPs", [str(float(qp)) for qp in qps]),
+        ("λ scales", [str(float(scale)) for scale in lambda_scales]),
     ):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{what} were given more than once: {', '.join(repeated)}; results rows tell them by name")
     low, high = QP_RANGE
     if outside := [qp for qp in qps if not low <= qp <= high]:
         raise ValueError(f"QPs {outside} were given; wanted {low} to {high}, the specification's range")
+    if bad := [scale for scale in lambda_scales if not (np.isfinite(scale) and scale > 0)]:
+        raise ValueError(f"λ scales {bad} were given; wanted finite numbers above 0 (1: the encoder's own λ)")
     if config not in CONFIGS:
         raise ValueError(f"configuration {config!r} was given; known: {', '.join(CONFIGS)}")
     if processes < 1:
@@ -92,14 +99,78 @@ def _check_maps(clips: Sequence[ClipLike], pairs: Sequence[tuple[Mode, Method]])
                 )
 
 
-def ask_codecs(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Combination:
+    """What one row in each clip and QP is made for."""
+
+    codec: Codec
+    mode: Mode
+    method: Method
+    lambda_scale: float
+
+    def __str__(self) -> str:
+        scale = "" if self.lambda_scale == 1 else f", λ × {self.lambda_scale:.4g}"
+        return f"{self.codec.name}, {self.mode.name}, {self.method.name}{scale}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A combination that its codec cannot do, and the codec's words for it."""
+
+    combination: Combination
+    reason: str
+
+
+def combine(
     clips: Sequence[ClipLike],
     pairs: Sequence[tuple[Mode, Method]],
     codecs: Sequence[Codec],
     requests: Sequence[EncodeRequest],
+    lambda_scales: Sequence[float],
+) -> tuple[list[Combination], list[LeftOut]]:
+    """What each codec does: stock encoders are anchors beside patched ones, and take neither their weights nor a scale
+    of λ. In the order codec, mode and method, scale.
+
+    Raises `ValueError` where an encoder is missing, would refuse something of every clip even without weights (such as
+    a preset), and where no codec takes a method, or a scale, at all.
+    """
+    modes = {mode.name: mode for mode, _ in pairs}
+    ask_codecs(clips, [(mode, None) for mode in modes.values()], codecs, requests)
+    taken: list[Combination] = []
+    left_out: list[LeftOut] = []
+    for codec, (mode, method), scale in itertools.product(codecs, pairs, lambda_scales):
+        combination = Combination(codec, mode, method, float(scale))
+        plain = method.weights_as is None and scale == 1.0
+        asked = [dataclasses.replace(requests[0], lambda_scale=float(scale))]
+        reason = None if plain else _refused_by_all(clips, [(mode, method)], [codec], asked)
+        if reason is None:
+            taken.append(combination)
+        else:
+            left_out.append(LeftOut(combination, reason))
+    for what, of in (
+        ("method", [(c.method.name, c) for c in _all_of(taken, left_out)]),
+        ("λ scale", [(f"{c.lambda_scale:.4g}", c) for c in _all_of(taken, left_out)]),
+    ):
+        done = {name for name, combination in of if combination in taken}
+        if missing := next((name for name, _ in of if name not in done), None):
+            reasons = {item.reason for item in left_out if (missing, item.combination) in of}
+            raise ValueError(f"no codec takes {what} {missing}: {'; '.join(sorted(reasons))}")
+    return taken, left_out
+
+
+def _all_of(taken: Sequence[Combination], left_out: Sequence[LeftOut]) -> Iterator[Combination]:
+    yield from taken
+    yield from (item.combination for item in left_out)
+
+
+def ask_codecs(
+    clips: Sequence[ClipLike],
+    pairs: Sequence[tuple[Mode, Method | None]],
+    codecs: Sequence[Codec],
+    requests: Sequence[EncodeRequest],
 ) -> None:
     """Raises `ValueError` where an encoder is missing, or would refuse something of every clip, such as a preset or
-    the kind of weights that a method makes.
+    the kind of weights that a method makes (None: without any).
 
     One clip that is too small must not keep the others from being measured: its points will fail by themselves.
     """
@@ -108,14 +179,29 @@ def ask_codecs(
             _ = codec.version
         except RuntimeError as error:
             raise ValueError(f"codec {codec.name} cannot be used: {error}") from error
-    refusals = [_refusal(clip, pairs, codecs, requests) for clip in clips]
-    if all(refusals):
-        raise ValueError(refusals[0])
+    if (reason := _refused_by_all(clips, pairs, codecs, requests)) is not None:
+        raise ValueError(reason)
+
+
+def _refused_by_all(
+    clips: Sequence[ClipLike],
+    pairs: Sequence[tuple[Mode, Method | None]],
+    codecs: Sequence[Codec],
+    requests: Sequence[EncodeRequest],
+) -> str | None:
+    """What would be refused of the first clip, where something would of every clip; else None."""
+    first = None
+    for clip in clips:
+        reason = _refusal(clip, pairs, codecs, requests)
+        if reason is None:
+            return None
+        first = first or reason
+    return first
 
 
 def _refusal(
     clip: ClipLike,
-    pairs: Sequence[tuple[Mode, Method]],
+    pairs: Sequence[tuple[Mode, Method | None]],
     codecs: Sequence[Codec],
     requests: Sequence[EncodeRequest],
 ) -> str | None:
@@ -123,15 +209,24 @@ def _refusal(
     check_frame(clip.frames)
     for (mode, method), codec, request in itertools.product(pairs, codecs, requests):
         size = mode.wrapper.bottleneck_size(*size_of(clip.frames))
-        weights = None
-        if method.weights_as is not None:
-            weights = Weights(_flat(size, clip.frames), method.weights_as)
+        weights = None if method is None else _weights_like(method, size, clip.frames)
         try:
             codec.check(size, dataclasses.replace(request, fps=clip.fps, weights=weights))
-        except ValueError as error:
-            what = mode.name if method.name == "sse" else f"{mode.name} with method {method.name}"
+        except (ValueError, RuntimeError) as error:
+            what = mode.name if method is None or method.name == "sse" else f"{mode.name} with method {method.name}"
             return f"{clip.name} in mode {what}: {error}"
     return None
+
+
+def _weights_like(method: Method, size: tuple[int, int], like: Frame) -> Weights | RowWeights | None:
+    """Weights of the kind that a method makes, without their memory."""
+    if method.weights_as is None:
+        return None
+    flat = _flat(size, like)
+    if method.weights_as != "rows":
+        return Weights(flat, method.weights_as)
+    rows = max((stage.rows for stage in stages_of(method) if isinstance(stage, Idse)), default=1)
+    return RowWeights(frame_of([np.broadcast_to(p[:, None], (1, rows, *p.shape[1:])) for p in flat.planes]), 0.5)
 
 
 def _flat(size: tuple[int, int], like: Frame) -> Frame:

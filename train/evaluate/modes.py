@@ -8,6 +8,9 @@
 ``wrapper-r``             neural pre- and post-processor
 ========================  =======================================================================
 
+Each may have a *receiver* beside the viewer of its frames: a network that is given the decoded samples (of the codec
+alone, say), and for whose output bits are then spent. Where there is none, a neural post-processor is the receiver.
+
 Every mode codes at 10 bits, the anchor too, 8-bit sources being shifted up: so bit depth is no part of any
 comparison. Reconstructions are rounded and clipped to 10 bits and compared at 10 bits (peak 1023) with the shifted
 source, in every mode.
@@ -19,10 +22,13 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from jaxwrap.arrays import Frame
+from jaxwrap.importance.maps import yuv_metric
+from jaxwrap.importance.receiver import Receiver
 from jaxwrap.methods.plan import Method
 from jaxwrap.parameters import named_parameters
 from jaxwrap.pipeline import Sandwich
@@ -54,6 +60,8 @@ class Mode:
 
     ``bits``: what it costs to tell the mode. ``pre_hash`` and ``post_hash`` identify what the two sides compute, with
     their parameters: modes of equal ``pre_hash`` give the codec the same samples, so these are encoded once.
+    ``receiver``: from the codec's samples at `BIT_DEPTH` bits to what must survive; None: the post-processor, where it
+    is a network. ``receiver_hash`` identifies what a given one computes.
     """
 
     name: str
@@ -61,6 +69,12 @@ class Mode:
     bits: int
     pre_hash: str
     post_hash: str
+    receiver: Receiver | None = None
+    receiver_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.receiver is None) != (self.receiver_hash == ""):
+            raise ValueError(f"mode {self.name}: a receiver and the hash of what it computes go together")
 
     @property
     def ratio(self) -> Fraction:
@@ -68,9 +82,16 @@ class Mode:
         return self.wrapper.config.ratio
 
     @property
-    def is_wrapper(self) -> bool:
-        """Whether both sides are networks: the modes that allocation methods other than sse are tried on."""
-        return self.wrapper.pre_network is not None and self.wrapper.post_network is not None
+    def has_receiver(self) -> bool:
+        """Whether a network looks at the decoded samples."""
+        return self.receiver is not None or self.wrapper.post_network is not None
+
+    @property
+    def takes_methods(self) -> bool:
+        """Whether allocation methods other than sse are tried on it: its receiver was given, or both sides are
+        networks."""
+        networks = self.wrapper.pre_network, self.wrapper.post_network
+        return self.receiver is not None or None not in networks
 
     def sandwich(self, height: int, width: int) -> Sandwich:
         """The mode for pictures of this size; equal for the same wrapper and size, so that both are compiled once."""
@@ -93,12 +114,22 @@ def mode_of(wrapper: Wrapper) -> Mode:
         _hash({"ratio": sides["ratio"], "side": "identity" if name == "codec" else sides[side]}, network)
         for side, network in (("pre", wrapper.pre_network), ("post", wrapper.post_network))
     ]
-    return Mode(name, wrapper, bits, *hashes)
+    return Mode(name, wrapper, bits, hashes[0], hashes[1])
 
 
 def codec_mode() -> Mode:
     """The codec alone."""
     return mode_of(linear_wrapper("bilinear", Fraction(1)))
+
+
+def receiver_mode(receiver: Receiver, receiver_hash: str) -> Mode:
+    """The codec alone, its pictures looked at by a network: ``receiver`` takes samples of `BIT_DEPTH` bits (FP-RDO)."""
+    return dataclasses.replace(codec_mode(), receiver=receiver, receiver_hash=receiver_hash)
+
+
+def receiver_metric(output: Any) -> Any:
+    """The metric M of receivers' outputs: YUV 6:1:1 for frames (`yuv_metric`), 1 for all else."""
+    return yuv_metric(output) if isinstance(output, Frame) else 1.0
 
 
 def linear_mode(kind: Kind, ratio: Fraction) -> Mode:
@@ -107,7 +138,8 @@ def linear_mode(kind: Kind, ratio: Fraction) -> Mode:
 
 
 def combinations(modes: Sequence[Mode], methods: Iterable[Method]) -> list[tuple[Mode, Method]]:
-    """Which method runs in which mode: ``sse`` in all, every other one in the modes whose both sides are networks.
+    """Which method runs in which mode: ``sse`` in all, every other one in the modes that have a receiver given or
+    networks on both sides.
 
     Raises `ValueError` where two modes have one name, or no mode is left for a method.
     """
@@ -116,10 +148,11 @@ def combinations(modes: Sequence[Mode], methods: Iterable[Method]) -> list[tuple
         raise ValueError(f"modes were given more than once: {', '.join(repeated)}; results rows tell them by name")
     pairs: list[tuple[Mode, Method]] = []
     for method in methods:
-        chosen = [mode for mode in modes if method.name == "sse" or mode.is_wrapper]
+        chosen = [mode for mode in modes if method.name == "sse" or mode.takes_methods]
         if not chosen:
             raise ValueError(
-                f"method {method.name} wants a mode whose two sides are networks; given: {', '.join(names)}"
+                f"method {method.name} wants a mode whose two sides are networks, or one with a receiver; "
+                f"given: {', '.join(names)}"
             )
         pairs += [(mode, method) for mode in chosen]
     return pairs

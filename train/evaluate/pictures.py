@@ -30,7 +30,8 @@ from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import canonical_json
 
 if TYPE_CHECKING:
-    from jaxwrap.train.evaluate.sweep import Planned, Row
+    from jaxwrap.train.evaluate.networks import Planned
+    from jaxwrap.train.evaluate.rows import Row
 
 
 class Pictures:

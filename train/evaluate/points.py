@@ -26,7 +26,9 @@ class Point:
     side information, and ``mode_bits`` for telling the mode. ``kbps`` = bits · fps / (1000 · frames); ``bpp`` is per
     pixel of the original. Qualities are in dB, but ``ms_ssim`` in [0, 1]. Seconds are wall time of the whole clip,
     without compilation; ``wrapper_s`` is pre- and post-processor, ``method_s`` the plan, ``map_s`` the same where the
-    plan is an importance map. ``receiver_snr`` is empty where the receiver's output is the frames themselves.
+    plan is an importance map. ``lambda_scale`` multiplies the encoder's own λ.
+    ``receiver_snr`` is what coding alone costs the receiver, 10 log₁₀(‖r(z)‖²_M / ‖r(ẑ) − r(z)‖²_M) over the clip, z
+    the samples before the method; empty where no network looks at them, or nothing was lost.
     ``method_options`` is JSON. ``verified``: an independent decoder reproduced the encoder's reconstruction.
     """
 
@@ -72,7 +74,7 @@ NAMES = ("key", "dataset", "sequence", "mode", "seed")
 """Columns that name a row and that its figures do not depend on: rows that differ in nothing else share what was
 measured. (What a mode computes, and the seed where a method draws, are in the measurement's key.)"""
 
-MEASUREMENT_VERSION = 1
+MEASUREMENT_VERSION = 2
 """Part of every measurement's key. Raise it by one with every change to this source code after which the same
 settings give other figures: in resampling or the arithmetic of networks, in a method, in how an encoder is driven or
 its bits counted, in a metric, or in what a column means. Not for wording, speed, or new settings, options and

@@ -8,6 +8,7 @@ process down fails that encode and no other.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,6 +16,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import jax
@@ -51,6 +53,11 @@ class Workers:
     def __init__(self, processes: int) -> None:
         self._processes = processes
         self._pool = _pool(processes)
+
+    @property
+    def processes(self) -> int:
+        """Encodes that run at once."""
+        return self._processes
 
     def __enter__(self) -> Workers:
         return self
@@ -134,7 +141,19 @@ def _start_worker() -> None:
 
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
+    for pid in _children():
+        with contextlib.suppress(OSError):  # it has just ended, or leads no group
+            os.killpg(pid, signal.SIGKILL)
     os._exit(1)
+
+
+def _children() -> list[int]:
+    """Programs that this process has started, where the system tells (Linux): encoders in sessions of their own."""
+    pids = []
+    with contextlib.suppress(OSError):
+        for path in Path("/proc/self/task").glob("*/children"):
+            pids += [int(pid) for pid in path.read_text().split()]
+    return pids
 
 
 def _encode(codec: Codec, frames: Frame, request: EncodeRequest) -> EncodeResult:

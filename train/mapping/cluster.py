@@ -1,8 +1,7 @@
 """Shards of a map run on a Dask cluster: one task each, into a folder that all machines see.
 
-A task that loses its worker is started again elsewhere, by Dask, and goes on where the journal of its shard ends:
-other shards are not touched. Give each worker process one thread (``dask worker --nthreads 1``), for the memory of a
-batch is counted once per process.
+A task that loses its worker is started again elsewhere (`jaxwrap.train.cluster`), and goes on where the journal of its
+shard ends: other shards are not touched. The memory of a batch is counted once per process.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxwrap.train.cluster import next_finished
 from jaxwrap.train.mapping import parts
 from jaxwrap.train.mapping.networks import BottleneckMaps
 from jaxwrap.train.mapping.plan import Plan, Shard
@@ -92,7 +92,7 @@ def map_on_cluster(
     Raises what a task raised in all of its `RETRIES` (the others are given up, their journals stay), and `RuntimeError`
     where Dask gave a shard up because it lost too many workers over it.
     """
-    from distributed import KilledWorker, wait
+    from distributed import KilledWorker
 
     units = task.plan.units()
     shares = {shard: shard.share(units) for shard in shards}
@@ -105,10 +105,7 @@ def map_on_cluster(
     running = set(futures)
     try:
         while running:
-            try:
-                finished = wait(running, timeout=WATCH_SECONDS, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
-                finished = set()
+            finished = next_finished(running, WATCH_SECONDS)
             for future in finished:
                 future.result()
             running -= finished

@@ -16,6 +16,7 @@ from jaxwrap.codecs.weightmap import Mode
 from jaxwrap.codecs.x26x import X26x
 from jaxwrap.importance.sketch import check_sketch
 from jaxwrap.importance.weights import DEFAULT_ALPHA, Scope, check_weighting
+from jaxwrap.train.cluster import connected
 from jaxwrap.train.evaluate.modes import mode_of
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.mapping import parts
@@ -159,7 +160,7 @@ def run_maps(asked: MapRun) -> None:
             highlight=False,
         )
     if asked.scheduler is not None:
-        _on_cluster(asked, work, clips, folder, shards)
+        _on_cluster(asked, asked.scheduler, work, clips, folder, shards)
     else:
         _here(work, folder, shard or Shard())
     if shard is not None:
@@ -186,9 +187,9 @@ def _here(work: Work, folder: Path, shard: Shard) -> None:
         map_shard(work, folder, shard, advance=lambda maps: bar.advance(task, maps))
 
 
-def _on_cluster(asked: MapRun, work: Work, clips: Sequence[ClipReader], folder: Path, shards: int) -> None:
-    from distributed import Client
-
+def _on_cluster(
+    asked: MapRun, address: str, work: Work, clips: Sequence[ClipReader], folder: Path, shards: int
+) -> None:
     by_name = {clip.name: dataclasses.replace(clip, source=clip.source.absolute()) for clip in clips}
     task = Task(
         run=str(Path(asked.run).absolute()) if Path(asked.run).exists() else asked.run,
@@ -197,7 +198,7 @@ def _on_cluster(asked: MapRun, work: Work, clips: Sequence[ClipReader], folder: 
         clips=tuple(by_name[planned.name] for planned in work.plan.clips),
         folder=folder.absolute(),
     )
-    with Client(asked.scheduler) as client, progress_bar() as bar:
+    with connected(address) as client, progress_bar() as bar:
         all_shards = [Shard(n, shards) for n in range(1, shards + 1)]
         total, done = _progress(work.plan, folder, all_shards)
         progress = bar.add_task("maps", total=total, completed=done, note=f"{_note(work.plan)}, {shards} shards")
