@@ -6,8 +6,8 @@
  * Mode 0 (diag): the distortion of a block is sum w q^2, q = reconstruction - original. Weights come from a .dat map.
  * Mode 1 (idse): sum over a fixed grid of 16x16 blocks of sum_s (r_s . q)^2, plus tau sum q^2. Rows r_s come from a
  * .rows file. In 4:2:0 the grid is 8x8 in chroma. Planes are forms of their own. A block adds what the form of its grid
- * block grows by when it is coded after the 4x4 units before it in z-order: the sum over a grid block is the whole form,
- * whatever the partition, so that split and no split are compared on one quantity. Such an increment may be negative.
+ * block grows by when it is coded after the 4x4 units before it in z-order: the sum over a grid block is the whole
+ * form, whatever the partition: split and no split are compared on one quantity. An increment may be negative.
  *
  * Coordinates and sizes are in samples of the plane (0 y, 1 u, 2 v). Functions that may fail return a message or NULL.
  */
@@ -51,7 +51,7 @@ typedef struct {
   int     coded_width, coded_height;
   int     grid;     /* side of a grid block of mode 1: 16, chroma of 4:2:0 8 */
   int     stride;   /* of values */
-  float  *values;   /* mode 0: [coded_height][stride]; mode 1: [coded_height][rows][stride], rows s of a line together */
+  float  *values;   /* mode 0: [coded_height][stride]; mode 1: [coded_height][rows][stride] */
   double *integral; /* [coded_height + 1][coded_width + 1]: sums of weights above and left */
 } jw_plane;
 
@@ -74,9 +74,9 @@ typedef struct {
 jw_settings jw_defaults(void);
 
 /* Checks the settings and the whole map file, and loads the first map. width, height: of the source, luma samples;
- * coded_*: with the encoder's padding (weights are replicated there, rows are 0). chroma: 400 or 420; bit_depth 8 to 10;
- * frames: pictures that will be coded; encoder: "hm" or "jm", for the trace. The strings of the settings are kept, not
- * copied. Returns NULL, or what is wrong, and then nothing is left open. */
+ * coded_*: with the encoder's padding (weights are replicated there, rows are 0). chroma: 400 or 420; bit_depth: 8 to
+ * 10; frames: pictures that will be coded; encoder: "hm" or "jm", for the trace. The strings of the settings are
+ * kept, not copied. Returns NULL, or what is wrong, and then nothing is left open. */
 const char *jw_open(jw_state *state, const jw_settings *settings, int width, int height, int chroma, int bit_depth,
                     int frames, int coded_width, int coded_height, const char *encoder);
 void        jw_close(jw_state *state);
@@ -109,7 +109,7 @@ double jw_form(const jw_state *state, int plane, int x, int y, int w, int h, con
                const JW_SAMPLE *rec, int rec_stride, const JW_SAMPLE *picture_org, int picture_org_stride,
                const JW_SAMPLE *picture_rec, int picture_rec_stride);
 
-/* Mode 1: the inner products p_s of the units before a block within one grid block. Returns l, or 0 for a larger one. */
+/* Mode 1: inner products p_s of the units before a block within one grid block. Returns l, or 0 for a larger one. */
 int jw_products_before(const jw_state *state, int plane, int x, int y, int w, int h, const JW_SAMPLE *picture_org,
                        int picture_org_stride, const JW_SAMPLE *picture_rec, int picture_rec_stride, double *products);
 
@@ -134,6 +134,7 @@ void jw_trace_cost(jw_state *state, int plane, int x, int y, int w, int h, doubl
 #define JAXWRAP_WEIGHTS_IMPLEMENTED
 
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -174,29 +175,20 @@ static uint32_t jw_u32(const unsigned char *bytes) {
   return (uint32_t) bytes[0] | (uint32_t) bytes[1] << 8 | (uint32_t) bytes[2] << 16 | (uint32_t) bytes[3] << 24;
 }
 
-static float jw_f32(const unsigned char *bytes) {
-  uint32_t bits = jw_u32(bytes);
-  float    value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-static int64_t jw_samples(const jw_state *state) {
-  int64_t samples = 0;
-  for (int p = 0; p < state->planes; p++)
-    samples += (int64_t) state->plane[p].width * state->plane[p].height;
-  return samples;
-}
-
 /* Bytes of one map, or of the l rows of one frame. */
 static int64_t jw_record_bytes(const jw_state *state) {
-  return 4 * jw_samples(state) * (state->rows ? state->rows : 1);
+  int64_t samples = 0;
+  for (int p = 0; p < state->planes; p++) samples += (int64_t) state->plane[p].width * state->plane[p].height;
+  return 4 * samples * (state->rows ? state->rows : 1);
 }
 
 /* Reads one line of a plane into values. */
 static int jw_read_line(jw_state *state, float *values, int width, unsigned char *buffer) {
   if (fread(buffer, 4, (size_t) width, state->file) != (size_t) width) return 0;
-  for (int x = 0; x < width; x++) values[x] = jw_f32(buffer + 4 * x);
+  for (int x = 0; x < width; x++) {
+    uint32_t bits = jw_u32(buffer + 4 * x);
+    memcpy(values + x, &bits, sizeof bits);
+  }
   return 1;
 }
 
@@ -221,8 +213,7 @@ static const char *jw_check_values(jw_state *state, float *line, unsigned char *
         }
       }
     }
-    if (all_zero)
-      return jw_fail(state, path, "map %d is zero everywhere; wanted some weight above 0", map);
+    if (all_zero) return jw_fail(state, path, "map %d is zero everywhere; wanted some weight above 0", map);
   }
   return NULL;
 }
@@ -234,15 +225,13 @@ static const char *jw_check_header(jw_state *state, int chroma) {
   int64_t       length, header, digest, record, wanted;
   int           have;
   if (JW_SEEK(state->file, 0, SEEK_END) || (length = (int64_t) JW_TELL(state->file)) < 0
-      || JW_SEEK(state->file, 0, SEEK_SET)) {
+      || JW_SEEK(state->file, 0, SEEK_SET))
     return jw_fail(state, path, "its length cannot be found; wanted a regular file");
-  }
   have = (int) fread(head, 1, sizeof head, state->file);
   if (state->settings.mode == 0) {
     if (have >= 8 && !memcmp(head, "JWROWS\r\n", 8))
       return jw_fail(state, path, "Jacobian rows were given; WeightMode=0 wants a .dat map");
-    if (have < 4)
-      return jw_fail(state, path, "it has %d bytes; wanted the number of maps in the first 4", have);
+    if (have < 4) return jw_fail(state, path, "it has %d bytes; wanted the number of maps in the first 4", have);
     header = 4, digest = 0;
     state->rows = 0;
     state->maps = jw_u32(head) > 0x7fffffffu ? 0x7fffffff : (int) jw_u32(head);
@@ -254,10 +243,9 @@ static const char *jw_check_header(jw_state *state, int chroma) {
     if (jw_u32(head + 12) < 1 || jw_u32(head + 12) > JW_MAX_ROWS)
       return jw_fail(state, path, "%u rows per frame were given; wanted 1 to %d", jw_u32(head + 12), JW_MAX_ROWS);
     if (jw_u32(head + 16) != (uint32_t) state->plane[0].width || jw_u32(head + 20) != (uint32_t) state->plane[0].height
-        || jw_u32(head + 24) != (uint32_t) chroma) {
+        || jw_u32(head + 24) != (uint32_t) chroma)
       return jw_fail(state, path, "rows of %ux%u in %u were given; the pictures are %dx%d in %d", jw_u32(head + 16),
                      jw_u32(head + 20), jw_u32(head + 24), state->plane[0].width, state->plane[0].height, chroma);
-    }
     header = JW_ROWS_HEADER, digest = JW_DIGEST;
     state->rows = (int) jw_u32(head + 12);
     state->maps = jw_u32(head + 28) > 0x7fffffffu ? 0x7fffffff : (int) jw_u32(head + 28);
@@ -274,20 +262,18 @@ static const char *jw_check_header(jw_state *state, int chroma) {
 
 static const char *jw_check_settings(jw_state *state, int chroma, int bit_depth) {
   const jw_settings *settings = &state->settings;
-  if (settings->mode != 0 && settings->mode != 1)
-    return jw_fail(state, "WeightMode", "%d was given; wanted 0 (diag) or 1 (idse)", settings->mode);
-  if (settings->period < 0)
-    return jw_fail(state, "WeightPeriod", "%d was given; wanted 0, 1 or the distance of I pictures", settings->period);
-  if (settings->decisions < 0 || settings->decisions > 15)
-    return jw_fail(state, "WeightDecisions", "%d was given; wanted 0 to 15", settings->decisions);
-  if (settings->qp_offset != 0 && settings->qp_offset != 1)
-    return jw_fail(state, "WeightQPOffset", "%d was given; wanted 0 or 1", settings->qp_offset);
+  struct { const char *name; int value, largest; } numbers[] = {
+    {"WeightMode", settings->mode, 1}, {"WeightPeriod", settings->period, INT_MAX},
+    {"WeightDecisions", settings->decisions, 15}, {"WeightQPOffset", settings->qp_offset, 1},
+    {"WeightTraceCosts", settings->trace_costs, INT_MAX}};
+  for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+    if (numbers[i].value < 0 || numbers[i].value > numbers[i].largest)
+      return jw_fail(state, numbers[i].name, "%d was given; wanted 0 to %d", numbers[i].value, numbers[i].largest);
+  }
   if (!(settings->tau >= 0 && settings->tau <= FLT_MAX))
     return jw_fail(state, "WeightTau", "%g was given; wanted a finite number >= 0", settings->tau);
   if (!(settings->lambda_scale > 0 && settings->lambda_scale <= FLT_MAX))
     return jw_fail(state, "WeightLambdaScale", "%g was given; wanted a finite number > 0", settings->lambda_scale);
-  if (settings->trace_costs < 0)
-    return jw_fail(state, "WeightTraceCosts", "%d was given; wanted 0 or more", settings->trace_costs);
   if (state->active && chroma != 400 && chroma != 420)
     return jw_fail(state, settings->map, "pictures are %d; maps are for 400 and 420", chroma);
   if (state->active && (bit_depth < 8 || bit_depth > 10))
@@ -323,13 +309,10 @@ static const char *jw_open_map(jw_state *state, int chroma, int frames) {
     plane->values    = (float *) calloc(values, sizeof *plane->values);
     plane->integral  = (double *) calloc((size_t) (plane->coded_width + 1) * (size_t) (plane->coded_height + 1),
                                          sizeof *plane->integral);
-    if (!plane->values || !plane->integral) {
+    if (!plane->values || !plane->integral || !line || !buffer)
       message = jw_fail(state, settings->map, "%lld bytes were wanted; there is not so much memory",
                         (long long) (values * sizeof *plane->values));
-    }
   }
-  if (!line || !buffer)
-    message = jw_fail(state, settings->map, "%d bytes were wanted; there is not so much memory", 8 * width);
   if (!message) message = jw_check_values(state, line, buffer);
   free(line);
   free(buffer);
@@ -357,11 +340,10 @@ const char *jw_open(jw_state *state, const jw_settings *settings, int width, int
   message = jw_check_settings(state, chroma, bit_depth);
   if (!message && state->active) message = jw_open_map(state, chroma, frames);
   if (!message && settings->trace && settings->trace[0]) {
-    if (!(state->trace = fopen(settings->trace, "wb"))) {
-      message = jw_fail(state, settings->trace, "the trace cannot be written there; name another file");
-    } else {
+    if ((state->trace = fopen(settings->trace, "wb")))
       fprintf(state->trace, "jaxwrap trace 1 %s\n", encoder);
-    }
+    else
+      message = jw_fail(state, settings->trace, "the trace cannot be written there; name another file");
   }
   if (!message && state->active) message = jw_picture(state, 0, 1);
   if (message) jw_close(state);
@@ -372,28 +354,19 @@ void jw_close(jw_state *state) {
   for (int p = 0; p < 3; p++) {
     free(state->plane[p].values);
     free(state->plane[p].integral);
-    state->plane[p].values   = NULL;
-    state->plane[p].integral = NULL;
+    state->plane[p].values = NULL, state->plane[p].integral = NULL;
   }
-  if (state->file) {
-    fclose(state->file);
-    state->file = NULL;
-  }
-  if (state->trace) {
-    fclose(state->trace);
-    state->trace = NULL;
-  }
-  state->active = 0;
+  if (state->file) fclose(state->file);
+  if (state->trace) fclose(state->trace);
+  state->file = state->trace = NULL;
+  state->active              = 0;
 }
 
 /* Weights beyond the source repeat its border; rows stay 0 there. */
 static void jw_replicate(jw_plane *plane) {
   for (int y = 0; y < plane->coded_height; y++) {
     float *line = plane->values + (size_t) y * (size_t) plane->stride;
-    if (y >= plane->height) {
-      memcpy(line, plane->values + (size_t) (plane->height - 1) * (size_t) plane->stride,
-             (size_t) plane->coded_width * sizeof *line);
-    }
+    if (y >= plane->height) memcpy(line, line - plane->stride, (size_t) plane->coded_width * sizeof *line);
     for (int x = plane->width; x < plane->coded_width; x++) line[x] = line[plane->width - 1];
   }
 }
@@ -406,14 +379,10 @@ static void jw_integrate(const jw_state *state, jw_plane *plane) {
     double       *below = plane->integral + (size_t) (y + 1) * (size_t) (plane->coded_width + 1);
     double        sum   = 0;
     for (int x = 0; x < plane->coded_width; x++) {
-      if (!state->rows) {
-        sum += (double) line[x];
-      } else {
-        sum += state->settings.tau;
-        for (int s = 0; s < rows; s++) {
-          double value = (double) line[(size_t) s * (size_t) plane->stride + (size_t) x];
-          sum += value * value;
-        }
+      sum += state->rows ? state->settings.tau : (double) line[x];
+      for (int s = 0; s < state->rows; s++) {
+        double value = (double) line[(size_t) s * (size_t) plane->stride + (size_t) x];
+        sum += value * value;
       }
       below[x + 1] = above[x + 1] + sum;
     }
@@ -428,16 +397,15 @@ const char *jw_picture(jw_state *state, int poc, int is_intra) {
   unsigned char     *buffer;
   state->poc = poc;
   if (!state->active) return NULL;
-  if (settings->period == 0) {
+  if (settings->period == 0)
     map = 0;
-  } else if (settings->period == 1 || is_intra) {
+  else if (settings->period == 1 || is_intra)
     map = poc / settings->period;
-  }
   if (map == state->loaded) return NULL;
   if (map < 0 || map >= state->maps)
     return jw_fail(state, settings->map, "picture %d wants map %d; it holds %d", poc, map, state->maps);
   if (!(buffer = (unsigned char *) malloc((size_t) state->plane[0].width * 4)))
-    return jw_fail(state, settings->map, "%d bytes were wanted; there is not so much memory", state->plane[0].width * 4);
+    return jw_fail(state, settings->map, "%d bytes of memory were wanted; there are none", state->plane[0].width * 4);
   JW_SEEK(state->file, header + jw_record_bytes(state) * map, SEEK_SET);
   for (int s = 0; s < rows; s++) {
     for (int p = 0; p < state->planes; p++) {
@@ -481,10 +449,9 @@ double jw_distortion(const jw_state *state, int plane, int x, int y, int w, int 
   const jw_plane *p     = &state->plane[plane];
   const float    *value = p->values + (size_t) y * (size_t) p->stride + (size_t) x;
   double          sum   = 0;
-  float           lanes[JW_LANES];
+  float           lanes[JW_LANES] = {0};
   int             step = w % JW_LANES ? 4 : JW_LANES;
   int             held = 0;
-  for (int i = 0; i < JW_LANES; i++) lanes[i] = 0;
   for (int row = 0; row < h; row++) {
     if (step == JW_LANES) {
       for (int column = 0; column < w; column += JW_LANES) {
@@ -522,10 +489,9 @@ static double jw_products(const jw_state *state, const jw_plane *p, int x, int y
   float  q[256];
   float  lanes[4] = {0, 0, 0, 0};
   size_t line     = (size_t) state->rows * (size_t) p->stride;
-  for (int row = 0; row < h; row++) {
+  for (int row = 0; row < h; row++)
     for (int column = 0; column < w; column++)
       q[row * w + column] = (float) (rec[row * rec_stride + column] - org[row * org_stride + column]);
-  }
   for (int j = 0; j < w * h; j += 4) {
     for (int i = 0; i < 4; i++) lanes[i] += q[j + i] * q[j + i];
   }
@@ -557,15 +523,17 @@ int jw_products_before(const jw_state *state, int plane, int x, int y, int w, in
   if (x + w > left + p->grid || y + h > top + p->grid) return 0;
   for (int s = 0; s < state->rows; s++) products[s] = 0;
   if (!picture_org || !picture_rec) return state->rows;
-  for (int row = 0; row < p->grid / 4; row++) {
-    for (int column = 0; column < p->grid / 4; column++) {
-      int ux = left + 4 * column, uy = top + 4 * row;
-      if (jw_z_order(column, row) < before && ux < p->coded_width && uy < p->coded_height) {
-        jw_products(state, p, ux, uy, 4, 4, picture_org + (ptrdiff_t) uy * picture_org_stride + ux,
-                    picture_org_stride, picture_rec + (ptrdiff_t) uy * picture_rec_stride + ux, picture_rec_stride,
-                    products);
-      }
-    }
+  for (int unit = 0, step; unit < before; unit += step) {
+    int side, ux, uy, uw, uh;
+    step = unit % 4 == 0 && unit + 4 <= before ? 4 : 1;
+    side = step == 4 ? 8 : 4;
+    ux   = left + 4 * ((unit & 1) | (unit >> 1 & 2));
+    uy   = top + 4 * ((unit >> 1 & 1) | (unit >> 2 & 2));
+    uw   = p->coded_width - ux < side ? p->coded_width - ux : side;
+    uh   = p->coded_height - uy < side ? p->coded_height - uy : side;
+    if (uw > 0 && uh > 0)
+      jw_products(state, p, ux, uy, uw, uh, picture_org + (ptrdiff_t) uy * picture_org_stride + ux, picture_org_stride,
+                  picture_rec + (ptrdiff_t) uy * picture_rec_stride + ux, picture_rec_stride, products);
   }
   return state->rows;
 }
@@ -576,19 +544,17 @@ double jw_form(const jw_state *state, int plane, int x, int y, int w, int h, con
   const jw_plane *p = &state->plane[plane];
   double          before[JW_MAX_ROWS], added[JW_MAX_ROWS];
   double          sum = 0;
-  int             count;
-  count = jw_products_before(state, plane, x, y, w, h, picture_org, picture_org_stride, picture_rec,
-                             picture_rec_stride, before);
+  int             count = jw_products_before(state, plane, x, y, w, h, picture_org, picture_org_stride, picture_rec,
+                                             picture_rec_stride, before);
   for (int by = 0; by < h; by += count ? h : p->grid) {
     for (int bx = 0; bx < w; bx += count ? w : p->grid) {
       int bw = w - bx < p->grid ? w - bx : p->grid;
       int bh = h - by < p->grid ? h - by : p->grid;
-      memset(added, 0, sizeof added);
+      memset(added, 0, (size_t) state->rows * sizeof *added);
       sum += state->settings.tau
              * jw_products(state, p, x + bx, y + by, bw, bh, org + (ptrdiff_t) by * org_stride + bx, org_stride,
                            rec + (ptrdiff_t) by * rec_stride + bx, rec_stride, added);
-      for (int s = 0; s < state->rows; s++)
-        sum += added[s] * (added[s] + (count ? 2 * before[s] : 0));
+      for (int s = 0; s < state->rows; s++) sum += added[s] * (added[s] + (count ? 2 * before[s] : 0));
     }
   }
   return sum;
@@ -600,26 +566,23 @@ double jw_cost(jw_state *state, int plane, int x, int y, int w, int h, const JW_
   double cost;
   double products[JW_MAX_ROWS];
   int    count = 0;
-  if (!state->rows) {
+  if (!state->rows)
     cost = jw_distortion(state, plane, x, y, w, h, org, org_stride, rec, rec_stride);
-  } else {
+  else
     cost = jw_form(state, plane, x, y, w, h, org, org_stride, rec, rec_stride, picture_org, picture_org_stride,
                    picture_rec, picture_rec_stride);
-  }
   cost = floor(cost + 0.5);
   if (state->trace && state->settings.trace_costs && ++state->costs_seen % state->settings.trace_costs == 0) {
-    if (state->rows) {
+    if (state->rows)
       count = jw_products_before(state, plane, x, y, w, h, picture_org, picture_org_stride, picture_rec,
                                  picture_rec_stride, products);
-    }
     jw_trace_cost(state, plane, x, y, w, h, cost, org, org_stride, rec, rec_stride, count, products);
   }
   return cost;
 }
 
 void jw_trace_bits(jw_state *state, int poc, char type, int x, int y, int w, int h, long bits) {
-  if (state->trace)
-    fprintf(state->trace, "bits %d %c %d %d %d %d %ld\n", poc, type, x, y, w, h, bits);
+  if (state->trace) fprintf(state->trace, "bits %d %c %d %d %d %d %ld\n", poc, type, x, y, w, h, bits);
 }
 
 void jw_trace_cost(jw_state *state, int plane, int x, int y, int w, int h, double cost, const JW_SAMPLE *org,
