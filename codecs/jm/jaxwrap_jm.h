@@ -12,7 +12,7 @@
 #include "jaxwrap_weights.h"
 #else
 #define JAXWRAP_WEIGHTS_IMPLEMENTATION
-/* JM is built with -ffloat-store, which keeps sums out of registers: the weighted ones would take three times as long. */
+/* JM is built with -ffloat-store, which keeps sums out of registers: the weighted ones would take three times longer. */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC optimize("no-float-store")
@@ -89,6 +89,7 @@ static void jaxwrap_stop(const char *message)
 static void jaxwrap_check(const InputParameters *p_Inp)
 {
   const jaxwrap_jm_options *options = &jaxwrap_options;
+  const FrameFormat *source = &p_Inp->source, *output = &p_Inp->output;
   int weighted = options->WeightMap[0] != 0;
   if (!weighted && !options->WeightTrace[0] && options->WeightLambdaScale == 1.0)
     return;
@@ -96,7 +97,7 @@ static void jaxwrap_check(const InputParameters *p_Inp)
     jaxwrap_stop("jaxwrap: RDOptimization: only 1 (high complexity mode) is weighted, scaled and traced");
   if (p_Inp->PicInterlace || p_Inp->MbInterlace || p_Inp->num_of_views > 1 || p_Inp->separate_colour_plane_flag)
     jaxwrap_stop("jaxwrap: wanted frames of one view: PicInterlace=0, MbInterlace=0, NumberOfViews=1");
-  if (weighted && (p_Inp->source.width[0] != p_Inp->output.width[0] || p_Inp->source.height[0] != p_Inp->output.height[0]))
+  if (weighted && (source->width[0] != output->width[0] || source->height[0] != output->height[0]))
     jaxwrap_stop("jaxwrap: SourceResize: a map has the size of the source; wanted output of the same size");
   if (weighted && options->WeightQPOffset
       && (p_Inp->RCEnable || p_Inp->slice_mode || (p_Inp->UseRDOQuant && p_Inp->RDOQ_QP_Num > 1)))
@@ -178,7 +179,7 @@ void jaxwrap_rdoq(const Macroblock *currMB, int plane, int block_x, int block_y,
     p_Vid->lambda_md[p_Vid->type][p_Vid->masterQP] / jaxwrap_mean(currMB, plane, block_x, block_y, size, size);
 }
 
-/* SATD x sqrt(w) + lambda R has the same minimum as SATD + lambda R / sqrt(w); all partitions of a macroblock share w. */
+/* SATD x sqrt(w) + lambda R is least where SATD + lambda R / sqrt(w) is; partitions of a macroblock share w. */
 void jaxwrap_search(const Macroblock *currMB, RD_PARAMS *enc_mb)
 {
   const InputParameters *p_Inp = currMB->p_Inp;
