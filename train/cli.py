@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json as json_format
 import os
 import sys
 from pathlib import Path
@@ -13,14 +12,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jaxwrap.train.bench.terminal import bench
 from jaxwrap.train.runs import (
     console,
     encoders,
+    library_encoders,
     literal,
     new_methods,
+    parse_presets,
+    parse_scales,
     progress_bar,
     run_evaluation,
     run_fit,
+    split_words,
     standard_modes,
     warn_unreadable,
 )
@@ -31,9 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Neural wrappers around standard video codecs: train them, map what the receiver needs, encode with real "
     "codecs, compare.",
-)
-bench = typer.Typer(
-    no_args_is_help=True, help="Benchmarks, each against its peer in the same run. Prints figures; --json keeps them."
 )
 app.add_typer(bench, name="bench")
 
@@ -87,11 +88,6 @@ def _in_words(error: Exception) -> str:
         return text
     where = "" if error.filename is None else f"{error.filename}: "
     return where + "; ".join(filter(None, [text, _ADVICE.get(error.errno)]))
-
-
-def split_words(text: str) -> list[str]:
-    """``"a, b"`` → ``["a", "b"]``."""
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -196,7 +192,16 @@ def importance(
     help="""Encodes with real codecs, decodes, verifies and measures; resumes where it stopped.
 
     Modes compared: the codec alone, bilinear and Lanczos-4 down/up-sampling at each wrapper's ratio, and every
-    --run given (a pair also with every method beside sse). Writes results.csv, manifest.json and report.html.
+    --run given (a pair also with every method beside sse). With --receiver the codec alone is looked at by a network,
+    and every method is tried there; wrappers only where --run names them. Writes results.csv, manifest.json and
+    report.html.
+
+    hm and jm are found by JAXWRAP_HM and JAXWRAP_JM or on PATH, vtm and vvenc likewise (jaxwrap doctor). Weights inside
+    RDO and scales of λ are for patched ones (jaxwrap patch); an encoder that does not take them runs sse only.
+
+    What fails is set aside, its log in OUT/failed, and left alone until --retry-failed. Past one machine: --scheduler
+    ADDRESS of a Dask cluster (on Slurm: dask_jobqueue.SLURMCluster, or srun dask worker --nthreads 1) encodes there,
+    each worker with encoders of the same build; results are the same.
     """
 )
 def evaluate(
@@ -204,12 +209,17 @@ def evaluate(
         list[Path], typer.Option("--input", "-i", help="Pictures, videos, raw YUV, or folders. Repeatable.")
     ],
     run: Annotated[list[str] | None, typer.Option("--run", "-r", help=f"{RUN} Repeatable.")] = None,
-    codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x264,x265",
+    receiver: Annotated[
+        str | None, typer.Option(help="FILE.onnx or FILE.onnx:tensor,tensor: what has to survive of the pictures.")
+    ] = None,
+    receiver_input: Annotated[str, typer.Option(help="What that network is fed: yolox or imagenet.")] = "yolox",
+    codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265, hm, jm, vtm, vvenc.")] = "x264,x265",
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: sse, dqp, iwa+dqp, fwa+dqp, fold, refine, refine:encoder, and "
-            "chains such as fold+refine+dqp (changes of the samples first, then weights, then dqp)."
+            help="Comma-separated: sse, wa, iwa, fwa, calibrated, idse, fold, refine, refine:encoder, and chains: "
+            "changes of the samples first, then weights, then dqp (QP offsets), shuffle (a control) or only:sse:rdoq "
+            "(decisions); fold+refine+wa+dqp. Stock x264 and x265 take weights as wa+dqp (dqp for short)."
         ),
     ] = "sse",
     map: Annotated[
@@ -219,36 +229,53 @@ def evaluate(
     alpha: Annotated[
         float | None, typer.Option(help="Share of plain SSE in weights made here. Default: see README.")
     ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Jacobian rows of idse. Default: 4.")] = None,
+    decisions: Annotated[
+        str | None, typer.Option(help="That use the weights: some of sse,rdoq,satd,filters. Default: all.")
+    ] = None,
     qps: Annotated[
         str, typer.Option(help="Comma-separated QPs of the specification, at least 5 for BD figures.")
     ] = "22,27,32,37,42,47",
+    lambda_scales: Annotated[str, typer.Option(help="Of the encoder's own λ, for every method: 1,1/1.5,1/2.")] = "1",
     config: Annotated[str, typer.Option(help="intra, lowdelay or randomaccess.")] = "intra",
     encoder_preset: Annotated[
-        str | None, typer.Option("--preset", help="The encoder's effort. Default: medium.")
+        str | None, typer.Option(help="Effort of all encoders, or x265=slow,jm=no-8x8. Default: their own.")
     ] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds of a reference encode, at most.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of this evaluation.")] = Path("runs/evaluate"),
     dataset: Annotated[str, typer.Option(help="Name written into the results.")] = "user",
     max_frames: Annotated[int | None, typer.Option(help="Frames of each clip, at most.")] = None,
     processes: Annotated[int, typer.Option(help="Encodes in parallel. Default: the number of cores.")] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
 ) -> None:
     """Runs a sweep and its report."""
-    from jaxwrap.train.evaluate.modes import mode_of
+    from jaxwrap.train.evaluate.modes import codec_mode, mode_of
+    from jaxwrap.train.evaluate.receivers import parse_receiver
     from jaxwrap.train.fit.checkpoints import load_wrapper
     from jaxwrap.train.media import open_clips
 
     # What costs nothing to check comes first: arguments, then inputs, then networks.
-    numbers = _whole_numbers(qps)
-    coders = encoders(split_words(codec))
-    chosen = new_methods(split_words(methods), maps=map or [], alpha=alpha)
+    numbers, scales, presets = _whole_numbers(qps), parse_scales(lambda_scales), parse_presets(encoder_preset)
+    coders = encoders(split_words(codec), timeout_s=timeout)
+    chosen = new_methods(
+        split_words(methods), maps=map or [], alpha=alpha, rows=rows,
+        decisions=None if decisions is None else split_words(decisions),
+    )  # fmt: skip
     clips, unreadable = open_clips(input, max_frames=max_frames)
-    networks = [load_wrapper(name)[0] for name in run or ["post-1of2", "pair-1of2"]]
-    modes = standard_modes(sorted({network.config.ratio for network in networks})) + [
-        mode_of(network) for network in networks
+    names = run or ([] if receiver else ["post-1of2", "pair-1of2"])
+    networks = [load_wrapper(name)[0] for name in names]
+    alone = codec_mode() if receiver is None else parse_receiver(receiver, receiver_input)
+    modes = [
+        alone,
+        *standard_modes(sorted({network.config.ratio for network in networks}))[1:],
+        *(mode_of(network) for network in networks),
     ]
     failures = run_evaluation(
         clips, modes, coders, chosen, numbers, out,
-        dataset=dataset, config=config, preset=encoder_preset, processes=processes or os.cpu_count() or 1, seed=seed,
+        dataset=dataset, config=config, preset=presets, processes=processes or os.cpu_count() or 1, seed=seed,
+        lambda_scales=scales, scheduler=scheduler, retry_failed=retry_failed,
     )  # fmt: skip
     warn_unreadable(unreadable)
     if failures:
@@ -287,7 +314,7 @@ def diagnose(
     numbers = sorted(set(_whole_numbers(qps)))
     if len(numbers) < MIN_POINTS:
         raise ValueError(f"--qps {qps!r} was given; a BD-rate wants at least {MIN_POINTS} different QPs")
-    coders = encoders(split_words(codec))
+    coders = library_encoders(split_words(codec))
     clips, unreadable = open_clips(input, max_frames=max_frames)
     subject = subject_of(load_wrapper(run)[0], run)
     out.mkdir(parents=True, exist_ok=True)
@@ -374,166 +401,3 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("
 
     if run_demo(out):
         raise typer.Exit(1)
-
-
-def _keep(figures: dict[str, Any], path: Path | None) -> None:
-    from jaxwrap.codecs.files import write_atomically
-
-    if path is not None:
-        write_atomically(path, (json_format.dumps(figures, indent=1) + "\n").encode())
-
-
-def _with_folder(path: Path | None) -> Path | None:
-    """Makes the file's folder before minutes are spent on its content."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-Json = Annotated[
-    Path | None, typer.Option("--json", help="Also write the figures to this file.", callback=_with_folder)
-]
-
-
-@bench.command("proxy", help="Proxy codec, forward + gradient on 8 × 256² × 3, against Google's sandwiched TF proxy.")
-def bench_proxy(
-    peer: Annotated[
-        Path | None, typer.Option(help="A sandwiched_compression checkout; without it, our own figures only.")
-    ] = None,
-    peer_python: Annotated[Path | None, typer.Option(help="An interpreter that has TensorFlow.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 8 steps on each side, in turn.")] = 12,
-    json: Json = None,
-) -> None:
-    """Measures the proxy."""
-    from jaxwrap.train.bench import proxy
-
-    if peer is None and peer_python is not None:
-        raise ValueError("--peer-python was given without --peer, the sandwiched_compression checkout that it runs")
-    _keep(proxy.run(peer=peer, peer_python=peer_python, rounds=rounds), json)
-
-
-@bench.command(
-    "jpeg-rate", help="Bytes by which the JPEG rate differs from libjpeg: pictures × 7 qualities × 8 flat steps."
-)
-def bench_jpeg_rate(
-    images: Annotated[Path, typer.Argument(help="Folder of pictures, such as Kodak's 24.")], json: Json = None
-) -> None:
-    """Measures the JPEG rate."""
-    from jaxwrap.train.bench import jpeg_rate
-
-    _keep(jpeg_rate.run(images=images), json)
-
-
-@bench.command(
-    "postprocessor", help="Post-processor, ms per frame (and per training step), against the same in PyTorch."
-)
-def bench_postprocessor(
-    height: Annotated[int, typer.Option(min=2, help="Of the output luma: 1080, or 2160 for 4K.")] = 1080,
-    width: Annotated[int, typer.Option(min=2, help="1920, or 3840 for 4K.")] = 1920,
-    num_frames: Annotated[int, typer.Option(min=1, help="Frames at once.")] = 1,
-    implementation: Annotated[str, typer.Option(help="shift, grouped, or auto: the faster of the two here.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    training: Annotated[bool, typer.Option(help="Also a training step: loss, gradients, Adam.")] = False,
-    peer_python: Annotated[
-        str | None, typer.Option(help="An interpreter that has PyTorch; without it, ours only.")
-    ] = None,
-    json: Json = None,
-) -> None:
-    """Measures the post-processor."""
-    from jaxwrap.train.bench import postprocessor
-
-    _keep(
-        postprocessor.run(
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            implementation=implementation,  # type: ignore[arg-type]
-            dtype=dtype,
-            training=training,
-            torch=peer_python is not None,
-            peer_python=peer_python,
-        ),
-        json,
-    )
-
-
-@bench.command("importance", help="Importance maps, ms per batch, against PyTorch's two ways of making them.")
-def bench_importance(
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each case, both sides in turn.")] = 5,
-    peer_python: Annotated[
-        str | None, typer.Option(help="An interpreter that has PyTorch; without it, ours only.")
-    ] = None,
-    json: Json = None,
-) -> None:
-    """Measures importance maps."""
-    from jaxwrap.train.bench import importance
-
-    _keep(importance.run(dtype=dtype, rounds=rounds, peer_python=peer_python), json)
-
-
-@bench.command(
-    "verdict", help="The verdict of `jaxwrap diagnose`, scored: predicted against measured BD-rates of QP offsets."
-)
-def bench_verdict(
-    input: Annotated[list[Path], typer.Option("--input", "-i", help="Pictures or folders. Repeatable.")],
-    codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265.")] = "x264,x265",
-    alpha: Annotated[float | None, typer.Option(help="Share of plain SSE in the weights. Default: see README.")] = None,
-    processes: Annotated[int, typer.Option(help="Encodes in parallel. Default: the number of cores.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
-    json: Json = None,
-) -> None:
-    """Scores predictions."""
-    from jaxwrap.importance.weights import DEFAULT_ALPHA
-    from jaxwrap.train.bench import verdict
-    from jaxwrap.train.media import open_clips
-
-    coders = encoders(split_words(codec))
-    clips, unreadable = open_clips(input, max_frames=1)
-    warn_unreadable(unreadable)
-    figures = verdict.run(
-        clips=clips,
-        codecs=coders,
-        alpha=DEFAULT_ALPHA if alpha is None else alpha,
-        seed=seed,
-        processes=processes or os.cpu_count() or 1,
-    )
-    _keep(figures, json)
-
-
-@bench.command(
-    "fold",
-    help="""A channel transform on the features of an ONNX detector, through a real encoder: BD-rate on receiver SNR.
-
-    Cuts NETWORK at --tensor, tiles its channels into one 10-bit frame, and takes the rest of the network, up to
-    --outputs, as the receiver. The defaults are YOLOX-nano's.
-    """,
-)
-def bench_fold(
-    network: Annotated[Path, typer.Argument(help="ONNX file.")],
-    train: Annotated[Path, typer.Option(help="Pictures that covariance, Gram and ranges are taken from.")],
-    input: Annotated[Path, typer.Option("--input", "-i", help="Pictures that are coded.")],
-    codec: Annotated[str, typer.Option(help="x264 or x265.")] = "x265",
-    tensor: Annotated[
-        str | None, typer.Option(help="Where the network is cut. Default: YOLOX-nano's stride 8.")
-    ] = None,
-    outputs: Annotated[str | None, typer.Option(help="Comma-separated: what must survive.")] = None,
-    train_pictures: Annotated[int, typer.Option(min=2)] = 32,
-    pictures: Annotated[int, typer.Option(min=2)] = 16,
-    json: Json = None,
-) -> None:
-    """Measures fold."""
-    from jaxwrap.train.bench import fold
-
-    (coder,) = encoders([codec])
-    figures = fold.run(
-        network=network,
-        train=train,
-        input=input,
-        codec=coder,
-        tensor=tensor or fold.TENSOR,
-        outputs=split_words(outputs) if outputs else fold.OUTPUTS,
-        train_pictures=train_pictures,
-        pictures=pictures,
-    )
-    _keep(figures, json)

@@ -7,7 +7,7 @@ What `jaxwrap.train.cli` and `jaxwrap.train.demo` have in common. Heavy imports 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,11 +82,54 @@ def standard_modes(ratios: Sequence[Fraction]) -> list[Mode]:
     return [codec_mode()] + [linear_mode(kind, ratio) for ratio in ratios if ratio != 1 for kind in KINDS]
 
 
-def encoders(names: Sequence[str]) -> list[X26x]:
+def split_words(text: str) -> list[str]:
+    """``"a, b"`` → ``["a", "b"]``."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def library_encoders(names: Sequence[str]) -> list[X26x]:
     """x264, x265 by name. Raises `ValueError` listing the valid ones."""
     from jaxwrap.codecs.x26x import X26x
 
     return [X26x(name) for name in names]  # type: ignore[arg-type]  # X26x itself names the valid ones
+
+
+def encoders(names: Sequence[str], *, timeout_s: float | None = None) -> list[Codec]:
+    """x264, x265, hm, jm, vtm, vvenc by name.
+
+    ``timeout_s``: wall time that one encode of a reference encoder may take; None is its own limit. Raises `ValueError`
+    listing the valid names; whether an encoder is there is found out when it is asked.
+    """
+    from jaxwrap.codecs.reference.hm import Hm
+    from jaxwrap.codecs.reference.jm import Jm
+    from jaxwrap.codecs.reference.vtm import Vtm
+    from jaxwrap.codecs.reference.vvenc import Vvenc
+    from jaxwrap.codecs.x26x import ENCODERS
+
+    reference = {kind.name: kind for kind in (Hm, Jm, Vtm, Vvenc)}
+    if unknown := [name for name in names if name not in (*ENCODERS, *reference)]:
+        raise ValueError(f"encoder {unknown[0]!r} was given; known: {', '.join((*ENCODERS, *reference))}")
+    limit: dict[str, Any] = {} if timeout_s is None else {"timeout_s": timeout_s}
+    return [reference[name](**limit) if name in reference else library_encoders([name])[0] for name in names]
+
+
+def parse_presets(text: str | None) -> str | dict[str, str] | None:
+    """``slow``, for all encoders, or ``x265=slow,jm=no-8x8``, by their names. Raises `ValueError` for a mixture."""
+    if text is None or "=" not in text:
+        return text
+    words = [word.partition("=") for word in text.split(",")]
+    if bad := [name for name, sign, preset in words if not (name.strip() and sign and preset.strip())]:
+        raise ValueError(f"preset {bad[0]!r} was given; wanted one for all encoders, or ENCODER=PRESET,ENCODER=PRESET")
+    return {name.strip(): preset.strip() for name, _, preset in words}
+
+
+def parse_scales(text: str) -> list[float]:
+    """``1,1/1.5,0.5`` → numbers. Raises `ValueError` for anything else."""
+    try:
+        pairs = [word.partition("/") for word in text.split(",")]
+        return [float(above) / (float(below) if sign else 1.0) for above, sign, below in pairs]
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"--lambda-scales {text!r} was given; wanted numbers such as 1,1/1.5,1/2") from None
 
 
 def run_evaluation(
@@ -99,9 +142,12 @@ def run_evaluation(
     *,
     dataset: str,
     config: str,
-    preset: str | None,
+    preset: str | Mapping[str, str] | None,
     processes: int,
     seed: int,
+    lambda_scales: Sequence[float] = (1.0,),
+    scheduler: str | None = None,
+    retry_failed: bool = False,
 ) -> int:
     """Sweep, BD table and report; returns the number of points that failed, after naming them."""
     from jaxwrap.train.evaluate.sweep import run_sweep
@@ -116,19 +162,25 @@ def run_evaluation(
             qps,
             methods,
             out,
+            lambda_scales=lambda_scales,
             dataset=dataset,
             processes=processes,
+            scheduler=scheduler,
             config=config,  # type: ignore[arg-type]
             preset=preset,
             seed=seed,
+            retry_failed=retry_failed,
             progress=bar,
         )
     for failure in result.failures:
+        scale = "" if failure.lambda_scale == 1 else f", λ × {failure.lambda_scale:.4g}"
         console.print(
-            f"[red]failed:[/] {failure.sequence}, {failure.codec}, {failure.mode}, {failure.method}, "
-            f"QP {failure.qp:g}: {literal(failure.error)}",
+            f"[red]failed:[/] {failure.sequence}, {failure.codec}, {failure.mode}, {failure.method}{scale}, "
+            f"QP {failure.qp:g}: {literal(failure.error.splitlines()[0])} (log: {out / failure.log})",
             soft_wrap=True,
         )
+    if result.failures:
+        console.print("what failed is left alone by the same command; --retry-failed tries it again", highlight=False)
     if not result.points:
         raise ValueError(f"none of the {len(result.failures)} points could be measured; the reasons are above")
     console.print(bd_rich_table(write_report([out], out / "report.html")))
@@ -142,13 +194,21 @@ def run_evaluation(
     return len(result.failures)
 
 
-def new_methods(names: Sequence[str], *, maps: Sequence[Path] = (), alpha: float | None = None) -> list[Method]:
+def new_methods(
+    names: Sequence[str],
+    *,
+    maps: Sequence[Path] = (),
+    alpha: float | None = None,
+    rows: int | None = None,
+    decisions: Sequence[str] | None = None,
+) -> list[Method]:
     """Methods by name (`jaxwrap.methods.parse_method`), with the settings that evaluations use: YUV 6:1:1 as the
-    metric, the proxy for refine.
+    metric of frames (`receiver_metric`), the proxy for refine.
 
     ``maps``: map files (.dat), at most one of each mode (wa, iwa, fwa, calibrated), for the stages of that name; fold
     takes the plane means of a calibrated one, or of an fwa one. Weights are taken as they are, raw maps with ``alpha``.
-    ``alpha``: of the weights that are made here; default `DEFAULT_ALPHA`.
+    ``alpha``: of the weights that are made here; default `DEFAULT_ALPHA`. ``rows``: ℓ of idse. ``decisions``: those
+    that use the weights (`jaxwrap.codec.DECISIONS`), in methods that do not say it themselves.
 
     Raises `ValueError` for unknown names, a map file that is missing or damaged, two of one mode, one that no method
     uses, and a stage that lacks one.
@@ -156,15 +216,16 @@ def new_methods(names: Sequence[str], *, maps: Sequence[Path] = (), alpha: float
     from jaxwrap.codec import Weights
     from jaxwrap.codecs.proxy import ProxyCodec
     from jaxwrap.codecs.weightmap import read_maps
-    from jaxwrap.importance.maps import yuv_metric
     from jaxwrap.importance.weights import DEFAULT_ALPHA, is_flat, raw_map
-    from jaxwrap.methods import Fwa, parse_method, stages_of
+    from jaxwrap.methods import Fwa, Only, Shuffle, parse_method, stages_of
+    from jaxwrap.train.evaluate.modes import receiver_metric
 
     share = {"alpha": DEFAULT_ALPHA if alpha is None else alpha}
-    refine = {"codec": ProxyCodec(), "qp": 32.0, "metric": yuv_metric}
+    refine = {"codec": ProxyCodec(), "qp": 32.0, "metric": receiver_metric}
     options: dict[str, dict[str, Any]] = {
-        "wa": {"metric": yuv_metric, **share},
-        "iwa": {"metric": yuv_metric, **share},
+        "wa": {"metric": receiver_metric, **share},
+        "iwa": {"metric": receiver_metric, **share},
+        "idse": {"metric": receiver_metric, **share, **({} if rows is None else {"rows": rows})},
         "refine": refine,
         "refine:encoder": refine,
     }
@@ -189,9 +250,23 @@ def new_methods(names: Sequence[str], *, maps: Sequence[Path] = (), alpha: float
                 f"--input PICTURES --out {mode}.dat, and then --map {mode}.dat here"
             )
     methods = [parse_method(name, options) for name in names]
+    if decisions is not None:
+        only = f"only:{':'.join(decisions) or 'none'}"
+        said = [m.weights_as is None or any(isinstance(s, Only) for s in stages_of(m)) for m in methods]
+        methods = [
+            method if is_said else parse_method(f"{method.name}+{only}", options)
+            for method, is_said in zip(methods, said, strict=True)
+        ]
     for method in methods:
         frozen_stage = next((stage for stage in stages_of(method) if isinstance(stage, Fwa)), None)
-        if frozen_stage is not None and method.weights_as == "qp_offset" and is_flat(raw_map(frozen_stage.map)):
+        if frozen_stage is None or not is_flat(raw_map(frozen_stage.map)):
+            continue
+        if any(isinstance(stage, Shuffle) for stage in stages_of(method)):
+            raise ValueError(
+                f"{method.name}: {files[frozen_stage.name]} has one weight per plane, and shuffling its blocks would "
+                "change nothing: shuffle a map of mode wa, iwa or fwa"
+            )
+        if method.weights_as == "qp_offset":
             raise ValueError(
                 f"{method.name}: {files[frozen_stage.name]} has one weight per plane, and a block has one QP for all "
                 "its planes, so nothing would change: use fold with this map, or fwa+dqp with a map of mode fwa"

@@ -79,7 +79,7 @@ BAD = [
     ("evaluate -i good.png --codec x266", "'x266' was given; known: x264, x265"),
     ("evaluate -i good.png --methods best", "'best' was asked for in method 'best'; known: sse, wa, iwa, "),
     ("evaluate -i good.png --config still", "'still' was given; known: intra, lowdelay, randomaccess"),
-    ("evaluate -i good.png --preset medum", "'medum' was given; x264 knows: ultrafast, "),
+    ("evaluate -i good.png --encoder-preset medum", "'medum' was given; x264 knows: ultrafast, "),
     ("evaluate -i good.png --qps 22,27,high", "'22,27,high' was given; wanted whole numbers"),
     ("evaluate -i good.png --qps 22.5,27", "'22.5,27' was given; wanted whole numbers"),
     ("evaluate -i good.png --qps 22,27,60", r"QPs \[60\] were given; wanted 0 to 51"),

@@ -12,9 +12,9 @@ import pytest
 from jaxwrap.arrays import Frame, Yuv400, Yuv420
 from jaxwrap.codec import Weights
 from jaxwrap.codecs.weightmap import write_maps
-from jaxwrap.importance import yuv_metric
 from jaxwrap.importance.weights import DEFAULT_ALPHA
 from jaxwrap.methods import Calibrated, Chain, Dqp, Fold, Fwa, Iwa, Relinearise, Wa
+from jaxwrap.train.evaluate.modes import receiver_metric
 from jaxwrap.train.runs import new_methods
 
 
@@ -36,8 +36,8 @@ def test_every_name_that_needs_no_file_makes_its_method() -> None:
     for chain, kind in ((dqp, Wa), (iwa, Iwa)):
         weighing, offsets = chain.stages
         assert type(weighing) is kind
-        assert (weighing.metric, weighing.alpha, offsets) == (yuv_metric, 0.25, Dqp())
-    assert refine.metric is yuv_metric  # type: ignore[attr-defined]
+        assert (weighing.metric, weighing.alpha, offsets) == (receiver_metric, 0.25, Dqp())
+    assert refine.metric is receiver_metric  # type: ignore[attr-defined]
     assert isinstance(encoder, Relinearise)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -121,27 +121,33 @@ class LeftOut:
     reason: str
 
 
+def preset_of(presets: Mapping[str, str] | str | None, codec: Codec) -> str | None:
+    """A codec's effort, where ``presets`` is one for all codecs, or one by name for some of them."""
+    return presets.get(codec.name) if isinstance(presets, Mapping) else presets
+
+
 def combine(
     clips: Sequence[ClipLike],
     pairs: Sequence[tuple[Mode, Method]],
     codecs: Sequence[Codec],
-    requests: Sequence[EncodeRequest],
+    requests: Mapping[str, Sequence[EncodeRequest]],
     lambda_scales: Sequence[float],
 ) -> tuple[list[Combination], list[LeftOut]]:
     """What each codec does: stock encoders are anchors beside patched ones, and take neither their weights nor a scale
-    of λ. In the order codec, mode and method, scale.
+    of λ. In the order codec, mode and method, scale. ``requests`` are by the codecs' names.
 
     Raises `ValueError` where an encoder is missing, would refuse something of every clip even without weights (such as
     a preset), and where no codec takes a method, or a scale, at all.
     """
     modes = {mode.name: mode for mode, _ in pairs}
-    ask_codecs(clips, [(mode, None) for mode in modes.values()], codecs, requests)
+    for codec in codecs:
+        ask_codecs(clips, [(mode, None) for mode in modes.values()], [codec], requests[codec.name])
     taken: list[Combination] = []
     left_out: list[LeftOut] = []
     for codec, (mode, method), scale in itertools.product(codecs, pairs, lambda_scales):
         combination = Combination(codec, mode, method, float(scale))
         plain = method.weights_as is None and scale == 1.0
-        asked = [dataclasses.replace(requests[0], lambda_scale=float(scale))]
+        asked = [dataclasses.replace(requests[codec.name][0], lambda_scale=float(scale))]
         reason = None if plain else _refused_by_all(clips, [(mode, method)], [codec], asked)
         if reason is None:
             taken.append(combination)

@@ -101,7 +101,12 @@ class Networks:
         if total * size[0] * size[1] > rows_module.PIXELS_PER_BATCH:
             values["memory_budget"] = MEMORY_BUDGET
         if "target" in fields_of(method):
-            values["target"] = normalise(jax.tree.map(jnp.asarray, samples), BIT_DEPTH)
+            # What the receiver should give: the original frames, or what a network makes of the original samples.
+            values["target"] = (
+                normalise(jax.tree.map(jnp.asarray, samples), BIT_DEPTH)
+                if mode.receiver is None
+                else _in_chunks(partial(_receive, as_partial(mode.receiver), None), z, PIXELS_PER_CALL)
+            )
         method = with_fields(method, values)
         with Stopwatch() as watch:
             plan = sandwich.plan(z, method, receiver=mode.receiver, key=jax.random.key(self._settings.seed))

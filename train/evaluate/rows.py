@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
 from jaxwrap.codec import Codec, Config, EncodeRequest
 from jaxwrap.methods.plan import Method
 from jaxwrap.samples import change_bit_depth
-from jaxwrap.train.evaluate.checks import ClipLike, Combination
+from jaxwrap.train.evaluate.checks import ClipLike, Combination, preset_of
 from jaxwrap.train.evaluate.manifest import MEASURING_PACKAGES
 from jaxwrap.train.evaluate.manifest import versions as package_versions
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode
@@ -33,8 +33,12 @@ class Settings:
     qps: list[float]
     dataset: str
     config: Config
-    preset: str | None
+    presets: Mapping[str, str] | str | None
     seed: int
+
+    def preset_of(self, codec: Codec) -> str | None:
+        """Its effort: that of its name, or the one for all; None is its default."""
+        return preset_of(self.presets, codec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Row:
             settings.config,
             BIT_DEPTH,
             fps=self.source.fps,
-            preset=settings.preset,
+            preset=settings.preset_of(self.codec),
             lambda_scale=self.lambda_scale,
         )
 
@@ -122,7 +126,7 @@ def rows_of(batch: list[Source], settings: Settings) -> Iterator[Row]:
         codec, mode, method = combination.codec, combination.mode, combination.method
         depends_on = {
             "clip": [source.digest, source.fps],
-            "codec": [codec.name, codec.version, settings.config, settings.preset, combination.lambda_scale],
+            "codec": [codec.name, codec.version, settings.config, settings.preset_of(codec), combination.lambda_scale],
             "mode": [mode.bits, mode.pre_hash, mode.post_hash, mode.receiver_hash],
             "method": [method.name, method_options(method)],
             # A method sees the whole batch, and draws by a picture's place in it.
@@ -163,7 +167,7 @@ def configuration(sources: list[Source], settings: Settings) -> dict[str, Any]:
         "codecs": list({c.codec.name: None for c in combinations}),
         "lambda_scales": sorted({c.lambda_scale for c in combinations}, reverse=True),
         "config": settings.config,
-        "preset": settings.preset,
+        "preset": settings.presets if isinstance(settings.presets, str) else dict(settings.presets or {}),
         "qps": settings.qps,
         "seed": settings.seed,
         "coded_bit_depth": BIT_DEPTH,

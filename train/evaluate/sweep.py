@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import Progress
@@ -27,7 +27,7 @@ from jaxwrap.codec import Codec, Config, EncodeRequest, EncodeResult
 from jaxwrap.methods.plan import Method
 from jaxwrap.train.evaluate import cost
 from jaxwrap.train.evaluate.cache import Cache
-from jaxwrap.train.evaluate.checks import ClipLike, check_settings, combine
+from jaxwrap.train.evaluate.checks import ClipLike, check_settings, combine, preset_of
 from jaxwrap.train.evaluate.cluster import ClusterWorkers
 from jaxwrap.train.evaluate.manifest import claim, write_manifest
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode
@@ -82,7 +82,7 @@ def run_sweep(
     processes: int = 2,
     scheduler: str | None = None,
     config: Config = "intra",
-    preset: str | None = None,
+    preset: str | Mapping[str, str] | None = None,
     seed: int = 0,
     retry_failed: bool = False,
     cache: Path | None = None,
@@ -101,7 +101,8 @@ def run_sweep(
       lambda_scales: factors of the encoder's own λ that every method runs with.
       dataset: name for the column of that name. processes: number of worker processes. scheduler: address of a Dask
         scheduler, whose workers encode instead; they need the same encoders. config: coding configuration of every
-        encode. preset: effort of every encode; None is the codec's default. seed: of the methods' random draws.
+        encode. preset: effort of every encode, or by codecs' names; None is the codec's default. seed: of the methods'
+        random draws.
       retry_failed: try again what failed in this folder before; otherwise it is left alone.
       cache: folder of measured points, shared between runs; default: ``cache`` beside ``out``. progress: a running
         `rich` progress bar, to which a task is added.
@@ -112,7 +113,10 @@ def run_sweep(
       differ are named). OSError: the disk is full; points measured before are kept. RuntimeError: the cluster was lost.
     """
     pairs = check_settings(clips, modes, codecs, qps, methods, lambda_scales, config, processes)
-    requests = [EncodeRequest(qp, config, BIT_DEPTH, preset=preset) for qp in qps]
+    requests = {
+        codec.name: [EncodeRequest(qp, config, BIT_DEPTH, preset=preset_of(preset, codec)) for qp in qps]
+        for codec in codecs
+    }
     combinations, left_out = combine(clips, pairs, codecs, requests, lambda_scales)
     settings = Settings(combinations, [float(qp) for qp in qps], dataset, config, preset, seed)
     sources = [Source.of(clip) for clip in clips]
