@@ -169,6 +169,18 @@ def test_other_scales_of_lambda_and_shuffled_weights_take_no_part_in_fronts() ->
     assert set(fronts[Series("all modes and methods", "front")]["a"].modes) == {"wrapper-1/2"}
 
 
+def test_controls_and_other_scales_of_lambda_are_compared_with_sse_alone() -> None:
+    modes = {"codec": 1.0, "bilinear-1/2": 1.2, "wrapper-1/2": 0.9}
+    points = [row for mode, f in modes.items() for row in rows_of(mode, {"a": f})]
+    points += rows_of("codec", {"a": 0.7}, codec="vvenc") + rows_of("wrapper-1/2", {"a": 0.6}, codec="vvenc")
+    for scale, method in ((1.0, "wa"), (0.5, "wa"), (0.5, "sse"), (1.0, "wa+shuffle")):
+        points += rows_of("wrapper-1/2", {"a": 0.8}, method=method, lambda_scale=scale)
+    rows = [row for row in bd_table(points) if row.comparison in ("mode", "resampling", "generation")]
+    assert {row.comparison for row in rows} == {"mode", "resampling", "generation"}
+    assert {row.series.label for row in rows if row.series.method not in ("sse", "front")} == {"wrapper-1/2 + wa"}
+    assert all(row.series.lambda_scale == 1 for row in rows)
+
+
 def test_receiver_snr_is_compared_within_a_mode_only() -> None:
     points = received(CODEC) + received(rows_of("codec", {"a": 0.9, "b": 0.9}, method="wa"), 0.9)
     points += received(rows_of("wrapper-1/2", {"a": 0.7})) + rows_of("bilinear-1/2", {"a": 1.2})

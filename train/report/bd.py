@@ -87,8 +87,8 @@ def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
 
     Methods are compared with sse in the same mode and at the encoder's own λ, which isolates the method, and controls
     too, last; methods also with sse at the measured scale of λ that serves it best on these sequences, where that is
-    another one. Modes and fronts are compared with the codec alone, and neural modes with linear resampling at their
-    own ratio, unless the quality is one of `OF_A_MODE`. sse and methods of a codec are compared with sse of the next
+    another one. Without controls and other scales of λ, modes and fronts are compared with the codec alone, neural
+    modes with linear resampling at their own ratio (not in the qualities `OF_A_MODE`), and a codec with sse of the next
     generation (`NEXT_GENERATION`) in the same mode and configuration. Raises `ValueError` as `curves_of` does.
     """
     curves, fronts = curves_of(points, quality), fronts_of(points, quality)
@@ -96,13 +96,14 @@ def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
     for setting, series in curves.items():
         ordered = sorted(series, key=lambda one: one.is_control)  # stable
         rows += _of_methods(curves, setting, ordered, quality)
+        chosen = [one for one in ordered if one.lambda_scale == 1 and not one.is_control]
         if quality not in OF_A_MODE:
-            rows += _of_modes({**curves, setting: {**series, **fronts.get(setting, {})}}, setting, ordered, quality)
+            rows += _of_modes({**curves, setting: {**series, **fronts.get(setting, {})}}, setting, chosen, quality)
         for codec in NEXT_GENERATION.get(setting.codec, ()):
             later = setting._replace(codec=codec)
-            for one in ordered:
+            for one in chosen:
                 anchor = Series(one.mode)
-                if anchor in curves.get(later, {}) and not one.is_control:
+                if anchor in curves.get(later, {}):
                     rows.append(_row(curves, quality, "generation", (setting, one), (later, anchor)))
     return rows
 
@@ -130,15 +131,13 @@ def _of_modes(curves: Curves, setting: Setting, series: Sequence[Series], qualit
     alone = Series(ANCHOR_MODE)
     if alone in curves[setting]:
         fronts = [one for one in curves[setting] if one.method == "front"]
-        modes = [one for one in (*series, *fronts) if one.mode != ANCHOR_MODE and not one.is_control]
+        modes = [one for one in (*series, *fronts) if one.mode != ANCHOR_MODE]
         rows += [_row(curves, quality, "mode", (setting, one), (setting, alone)) for one in modes]
     for baseline in series:
         kind, _, ratio = baseline.mode.partition("-")
         if kind in LINEAR_KINDS and baseline == Series(baseline.mode):
             same_ratio = [one for one in series if one.mode.partition("-")[2] == ratio]
-            neural = [
-                one for one in same_ratio if one.mode.partition("-")[0] not in LINEAR_KINDS and not one.is_control
-            ]
+            neural = [one for one in same_ratio if one.mode.partition("-")[0] not in LINEAR_KINDS]
             rows += [_row(curves, quality, "resampling", (setting, one), (setting, baseline)) for one in neural]
     return rows
 
