@@ -38,7 +38,6 @@ from jaxwrap.train.bench.rdo_table import (
 )
 from jaxwrap.train.evaluate import sweep
 from jaxwrap.train.evaluate.modes import Mode, linear_mode, receiver_mode
-from jaxwrap.train.evaluate.points import Point
 from jaxwrap.train.media import Clip
 
 QPS = (22, 27, 32, 37, 42)
@@ -48,18 +47,12 @@ PLACE = Place("eye", "intra", "", "hm")
 def measured(
     series: str, factor: float, *, codec: str = "hm", scale: float = 1.0, seconds: float = 1.0, pictures: int = 4
 ) -> list[Measured]:
-    """A curve that needs ``factor`` times the rate of 10⁶ · 2^(−QP/6) bits at every quality."""
+    """A curve that needs ``factor`` times the rate of 10⁸ · 2^(−QP/6) bits at every quality."""
     return [
         Measured(
-            "eye",
-            "",
-            series,
-            Point(
-                key=f"{series}{codec}{scale}{n}{qp}", dataset="d", sequence=f"p{n}", codec=codec, codec_version="1",
-                config="intra", mode="codec", method=series, method_options="{}", lambda_scale=scale, seed=0,
-                qp=float(qp), frames=1, bits=round(1e8 * factor * (1 + n) * 2 ** (-qp / 6)), header_bits=0, kbps=1.0,
-                bpp=1.0, psnr_y=40.0, psnr_yuv=60.0 - qp, receiver_snr=70.0 - qp, encode_s=seconds,
-            ),
+            "eye", "intra", "", codec, series, scale, f"p{n}", float(qp),
+            bits=round(1e8 * factor * (1 + n) * 2 ** (-qp / 6)), receiver_snr=70.0 - qp, psnr_yuv=60.0 - qp,
+            encode_s=seconds,
         )
         for n in range(pictures)
         for qp in QPS
@@ -130,13 +123,13 @@ def test_encoders_are_held_against_later_ones_only() -> None:
 
 def test_pictures_without_a_bd_rate_and_unlike_times_are_left_out_and_counted() -> None:
     test = measured("wa", 0.9)
-    flat = dataclasses.replace(test[0], point=dataclasses.replace(test[0].point, receiver_snr=1.0))
+    flat = dataclasses.replace(test[0], receiver_snr=1.0)
     curves = Curves([*measured("sse", 1.0), flat, *test[1:]])
     found = compare(curves.curve(PLACE, Series("sse")), curves.curve(PLACE, Series("wa")))
     assert found.left_out == 1
     assert found.interval is not None
     assert found.interval.num_sequences == 3
-    shifted = [dataclasses.replace(m, point=dataclasses.replace(m.point, qp=m.point.qp - 3)) for m in test]
+    shifted = [dataclasses.replace(m, qp=m.qp - 3) for m in test]
     others = Curves([*measured("sse", 1.0), *shifted])
     assert time_ratio(others.curve(PLACE, Series("sse")), others.curve(PLACE, Series("wa"))) is None
     assert str(Comparison(None, 4)) == "—"
@@ -144,7 +137,7 @@ def test_pictures_without_a_bd_rate_and_unlike_times_are_left_out_and_counted() 
 
 
 def test_points_are_read_as_they_were_written(tmp_path: Path) -> None:
-    points = measured("idse, ℓ = 8", 0.97, scale=2 / 3)
+    points = measured("idse, ℓ = 8", 0.97, scale=0.6667)
     write_measured(tmp_path / "points.csv", points)
     assert read_measured(tmp_path / "points.csv") == points
     write_rows(tmp_path / "table.csv", rows_of(Curves([*measured("sse", 1.0), *points])))
@@ -155,6 +148,10 @@ def test_points_are_read_as_they_were_written(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="lacks the columns"):
         read_measured(tmp_path / "other.csv")
+    text = (tmp_path / "points.csv").read_text()
+    (tmp_path / "damaged.csv").write_text(text.replace("p1,22.0", "p1,x", 1))
+    with pytest.raises(ValueError, match=r"damaged.csv, line 7: could not convert"):
+        read_measured(tmp_path / "damaged.csv")
 
 
 def picture(name: str, height: int, width: int, seed: int) -> Clip:

@@ -81,7 +81,7 @@ class Part:
     codecs: tuple[str, ...]
     series: tuple[str, ...] = MAIN
     size: tuple[int, int] = (512, 768)
-    count: int = 8
+    count: int = 6
     configs: tuple[Config, ...] = ("intra",)
     preset: str | None = None
     clips: bool = False
@@ -97,14 +97,14 @@ _FEATURE_SIZE = (352, 480)
 PARTS: dict[str, Part] = {
     "matched": Part(("matched",), ("hm", "jm")),
     "mismatched": Part(SCALED, ("hm", "jm")),
-    "features": Part(("features",), ("hm", "jm"), size=_FEATURE_SIZE, count=6),
+    "features": Part(("features",), ("hm", "jm"), size=_FEATURE_SIZE),
     "inter": Part(
-        ("matched", "patches"), ("hm",), ("sse", "wa", "iwa", "fwa", "calibrated", "wa+dqp"), size=(240, 352), count=2,
+        ("matched", "patches"), ("hm",), ("sse", "wa", "iwa", "calibrated", "wa+dqp"), size=(240, 352), count=2,
         configs=("lowdelay", "randomaccess"), clips=True,
     ),
-    "generation": Part(("matched", "patches"), ("vtm", "vvenc"), ("sse",), count=6, scales=False),
+    "generation": Part(("matched", "patches"), ("vtm", "vvenc"), ("sse",), scales=False),
     "decisions": Part(
-        ("patches",), ("hm", "jm"), ("sse", "wa", *(f"wa+only:{decision}" for decision in DECISIONS)), count=6,
+        ("patches",), ("hm", "jm"), ("sse", "wa", *(f"wa+only:{decision}" for decision in DECISIONS)), count=4,
         scales=False,
     ),
     "rows": Part(
@@ -322,7 +322,7 @@ def _read_part(folder: Path) -> list[Measured]:
         place = json.loads(path.read_bytes())
         names = {(method, options): series for method, options, series in place["series"]}
         measured += [
-            Measured(place["receiver"], place["preset"], names[point.method, point.method_options], point)
+            Measured.of(point, place["receiver"], place["preset"], names[point.method, point.method_options])
             for point in read_points(path.with_name("results.csv"))
         ]
     return measured

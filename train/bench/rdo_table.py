@@ -21,7 +21,7 @@ from rich.table import Table
 
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.metrics.bjontegaard import Interval, bd_rate, bootstrap_mean
-from jaxwrap.train.evaluate.points import COLUMNS, Point, point_from_cells
+from jaxwrap.train.evaluate.points import Point
 
 SSE = "sse"
 SHUFFLED = "wa+shuffle"
@@ -33,12 +33,35 @@ Quality = Literal["receiver_snr", "psnr_yuv"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
-    """A point, and where in the tables it belongs: receiver, encoder's preset (empty: its default) and series."""
+    """What the tables need of a point, and where in them it belongs; the fields are the columns of ``points.csv``.
+
+    ``preset`` is the encoder's (empty: its default), ``series`` the method's name in the tables, ``encode_s`` the
+    encoder's own seconds; the rest is as in results rows. Floats are rounded, so that a file of them stays small.
+    """
 
     receiver: str
+    config: str
     preset: str
+    codec: str
     series: str
-    point: Point
+    lambda_scale: float
+    sequence: str
+    qp: float
+    bits: int
+    receiver_snr: float
+    psnr_yuv: float
+    encode_s: float
+
+    @classmethod
+    def of(cls, point: Point, receiver: str, preset: str, series: str) -> Measured:
+        """A point of a sweep. Raises `ValueError` where it has no receiver SNR."""
+        if point.receiver_snr is None:
+            raise ValueError(f"{point.sequence}, {series}, QP {point.qp:g}: no receiver SNR, for the receiver gives 0")
+        figures = (point.receiver_snr, point.psnr_yuv, point.encode_s or 0.0)
+        return cls(
+            receiver, point.config, preset, point.codec, series, round(point.lambda_scale, 4), point.sequence,
+            point.qp, point.bits, *(round(figure, 4) for figure in figures),
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -62,7 +85,7 @@ class Series:
         return self.name if self.lambda_scale == 1.0 else f"{self.name}, λ × {self.lambda_scale:.3g}"
 
 
-Curve = dict[str, list[Point]]
+Curve = dict[str, list[Measured]]
 """By picture, the points in the order of their QPs."""
 
 
@@ -70,11 +93,10 @@ class Curves:
     """All curves of a list of points, by place and series; points that are there twice count once."""
 
     def __init__(self, measured: Iterable[Measured]) -> None:
-        self._points: dict[tuple[Place, Series], dict[str, dict[float, Point]]] = {}
+        self._points: dict[tuple[Place, Series], dict[str, dict[float, Measured]]] = {}
         for m in measured:
-            p = m.point
-            key = Place(m.receiver, p.config, m.preset, p.codec), Series(m.series, p.lambda_scale)
-            self._points.setdefault(key, {}).setdefault(p.sequence, {})[p.qp] = p
+            key = Place(m.receiver, m.config, m.preset, m.codec), Series(m.series, m.lambda_scale)
+            self._points.setdefault(key, {}).setdefault(m.sequence, {})[m.qp] = m
 
     @property
     def places(self) -> list[Place]:
@@ -129,7 +151,7 @@ def time_ratio(anchor: Curve, test: Curve) -> float | None:
     seconds = [{(n, p.qp): p.encode_s for n, points in c.items() for p in points} for c in (anchor, test)]
     if seconds[0].keys() != seconds[1].keys() or not all(all(side.values()) for side in seconds):
         return None
-    a, b = (sum(value or 0.0 for value in side.values()) for side in seconds)
+    a, b = (sum(side.values()) for side in seconds)
     return b / a
 
 
@@ -230,30 +252,29 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     _write_csv(path, ROW_COLUMNS, (list(row_cells(row).values()) for row in rows))
 
 
-MEASURED_COLUMNS = ("receiver", "preset", "series", *COLUMNS)
-
-
 def write_measured(path: Path, measured: Iterable[Measured]) -> None:
-    """Points with their places as a CSV: ``receiver``, ``preset``, ``series``, and the columns of results rows."""
-    _write_csv(
-        path,
-        MEASURED_COLUMNS,
-        ([m.receiver, m.preset, m.series, *(getattr(m.point, name) for name in COLUMNS)] for m in measured),
-    )
+    """Points as a CSV, columns as the fields of `Measured`."""
+    names = [field.name for field in dataclasses.fields(Measured)]
+    _write_csv(path, names, ([getattr(m, name) for name in names] for m in measured))
 
 
 def read_measured(path: Path) -> list[Measured]:
-    """Reads what `write_measured` wrote; `ValueError` as `point_from_cells`."""
+    """Reads what `write_measured` wrote. Raises `ValueError` naming columns that are missing, or the line of a bad
+    cell."""
+    kinds = {
+        field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in dataclasses.fields(Measured)
+    }
+    measured = []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if missing := sorted({*MEASURED_COLUMNS} - {*(reader.fieldnames or [])}):
+        if missing := [name for name in kinds if name not in (reader.fieldnames or [])]:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}; wanted points of `jaxwrap bench rdo`")
-        return [
-            Measured(
-                row["receiver"], row["preset"], row["series"], point_from_cells(row, f"{path}, line {reader.line_num}")
-            )
-            for row in reader
-        ]
+        for row in reader:
+            try:
+                measured.append(Measured(**{name: kind(row[name]) for name, kind in kinds.items()}))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    return measured
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
