@@ -20,6 +20,7 @@ from jaxwrap.train.report.curves import ANCHOR_MODE, Curve, Curves, Series, mean
 _DPI = 110
 _MAX_SEQUENCES = 12
 _MAX_COLUMNS = 3
+_LEAST_WIDTH = 9.0
 _FAMILY_COLOURS = {
     "codec": "#1a1a1a",
     "bilinear": "#8c8c8c",
@@ -40,6 +41,7 @@ _METHOD_COLOURS = {
 _OTHER_COLOURS = ("#e7698c", "#2ca02c", "#3b7dd8", "#a05d4e", "#5254a3", "#637939", "#393b79")
 _RATIO_STYLES = {"": "--", "1": "-", "2/3": "-.", "1/2": "-", "1/4": ":"}
 _MARKERS = {"sse": "o", "dqp": "s", "refine": "^"}
+_OTHER_LAMBDA_STYLE = {"linestyle": (0, (6, 2, 1, 2)), "linewidth": 1.0}
 _CONTROL_STYLE = {"linestyle": (0, (2, 2)), "marker": ".", "linewidth": 1.0, "alpha": 0.9}
 
 _FRONT_STYLE: dict[str, Any] = {"color": "#f0c419", "linewidth": 6, "alpha": 0.4, "zorder": 0}
@@ -78,7 +80,7 @@ def rd_figure(panels: Sequence[Panel], quality_label: str) -> bytes:
     """Curves averaged over sequences; below each panel, the same as a difference to its anchor at equal rate."""
     columns = 2 if len(panels) == 4 else min(len(panels), _MAX_COLUMNS)
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(6.2 * columns, 7.6 * lines + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(6.2 * columns, _LEAST_WIDTH), 7.6 * lines + 0.8), layout="constrained")
     grid = figure.add_gridspec(2 * lines, columns, height_ratios=(3, 2) * lines)
     handles: dict[str, Any] = {}
     for place, panel in enumerate(panels):
@@ -119,7 +121,7 @@ def sequences_figure(
     shown = names[:_MAX_SEQUENCES]
     columns = min(len(shown), _MAX_COLUMNS)
     lines = -(-len(shown) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.1 * lines + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(5.2 * columns, _LEAST_WIDTH), 3.1 * lines + 0.9), layout="constrained")
     handles: dict[str, Any] = {}
     for place, name in enumerate(shown):
         axis = figure.add_subplot(lines, columns, place + 1)
@@ -167,7 +169,9 @@ def _style(series: Series) -> dict[str, Any]:
         "markersize": 4,
         "linewidth": 1.4,
     }
-    return {**style, **_CONTROL_STYLE} if series.is_control else style
+    if series.is_control:
+        return {**style, **_CONTROL_STYLE}
+    return style if series.lambda_scale == 1 else {**style, **_OTHER_LAMBDA_STYLE}
 
 
 def _rate_axis(axis: Axes, *, label: bool = True) -> None:
