@@ -174,19 +174,20 @@ def units_in_order(x: int, y: int, side: int) -> list[tuple[int, int]]:
 
 
 def increment(
-    rows: np.ndarray, q: np.ndarray, tau: float, grid: int, block: tuple[int, int, int, int], alone: bool
+    rows: np.ndarray, q: np.ndarray, tau: float, grid: int, block: tuple[int, int, int], alone: bool
 ) -> tuple[float, float]:
-    """What a block adds to the form of its grid block, and the sum of magnitudes that rounding is relative to."""
-    x, y, w, h = block
+    """What a square block (x, y, side) adds to the form of its grid block, and the magnitude that rounding is
+    relative to."""
+    x, y, side = block
     products = rows * q
-    added = products[:, y : y + h, x : x + w].sum(axis=(1, 2))
+    added = products[:, y : y + side, x : x + side].sum(axis=(1, 2))
     before = np.zeros(len(rows))
     for ux, uy in itertools.takewhile(
         lambda unit: unit != (x, y), units_in_order(x // grid * grid, y // grid * grid, grid)
     ):
         if not alone:
             before += products[:, uy : uy + 4, ux : ux + 4].sum(axis=(1, 2))
-    square = tau * float((q[y : y + h, x : x + w] ** 2).sum())
+    square = tau * float((q[y : y + side, x : x + side] ** 2).sum())
     magnitude = np.abs(products[:, y // grid * grid :, x // grid * grid :][:, :grid, :grid]).sum(axis=(1, 2))
     return float(((before + added) ** 2 - before**2).sum()) + square, float((magnitude**2).sum()) + square
 
@@ -245,7 +246,7 @@ def test_increments_of_rows_equal_the_quadratic_form(
                 for alone in (False, True):
                     commands.append(f"{'alone' if alone else 'cost'} {plane} {x} {y} {side} {side}")
                     parts = [
-                        increment(stacked[plane], q[plane], tau, grid, (x + i, y + j, *[min(side, grid)] * 2), alone)
+                        increment(stacked[plane], q[plane], tau, grid, (x + i, y + j, min(side, grid)), alone)
                         for j in range(0, side, grid)
                         for i in range(0, side, grid)
                     ]
