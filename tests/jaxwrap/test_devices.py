@@ -12,6 +12,8 @@ import pytest
 from jaxwrap.arrays import Frame, Yuv400
 from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map
 
+pytestmark = pytest.mark.usefixtures("optimised_programs")
+
 KEY = jax.random.key(2)
 KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 1, 4)) / 3, jnp.float32)
 

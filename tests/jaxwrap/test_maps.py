@@ -68,13 +68,12 @@ def pointwise(z: Frame) -> Frame:
 
 def exact_diagonal(receiver: Callable[[Frame], Any], z: Frame, weights: Any = None) -> Frame:
     """diag(Jᵀ M J) of every frame, from the full Jacobian."""
-    z = jax.tree.map(jnp.asarray, z)
+    value_and_rows = jax.jit(lambda frame: (receiver(frame), jax.jacrev(receiver)(frame)))
 
     def one(i: int) -> list[np.ndarray]:
         frame = jax.tree.map(lambda p: p[i : i + 1], z)
-        rows = jax.jacrev(receiver)(frame)  # output tree of frames [1, …, 1, H, W]
-        output = receiver(frame)
-        m = jax.tree.map(jnp.ones_like, output) if weights is None else weights
+        output, rows = value_and_rows(frame)  # rows: output tree of frames [1, …, 1, H, W]
+        m = jax.tree.map(np.ones_like, output) if weights is None else weights
         total = [np.zeros(p.shape[1:]) for p in frame.planes]
         for row, leaf, w in zip(
             jax.tree.leaves(rows, is_leaf=lambda x: isinstance(x, type(frame))),

@@ -13,6 +13,8 @@ from jaxwrap.importance import diagonal, maps
 from jaxwrap.importance.maps import ControlVariate, importance_map
 from jaxwrap.importance.memory import frames_within
 
+pytestmark = pytest.mark.usefixtures("optimised_programs")
+
 KEY = jax.random.key(2)
 BUDGET = 400_000
 KERNELS = [

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxwrap.arrays import Frame, Yuv420
 from jaxwrap.codecs.reference.yuv import write_yuv
@@ -35,7 +33,10 @@ from jaxwrap.wrappers.resample import Kind
 from jaxwrap.wrappers.switchable import linear_wrapper
 
 # A worker that is killed leaves its sockets to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.usefixtures("optimised_programs"),
+]
 
 FRAMES, SHARDS = 48, 4
 
@@ -73,27 +74,7 @@ def batches_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def programs_on_disk(tmp_path: Path) -> Iterator[None]:
-    """What this process has compiled, workers take from a folder."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path / "programs"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    os.environ.update({name.upper(): str(value) for name, value in options.items()})
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-        del os.environ[name.upper()]
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture
-def cluster(programs_on_disk: None) -> Iterator[Any]:
+def cluster(optimised_programs: None, programs_on_disk: None) -> Iterator[Any]:
     from distributed import LocalCluster
 
     with warnings.catch_warnings():

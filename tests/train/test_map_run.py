@@ -35,6 +35,8 @@ from jaxwrap.train.mapping.plan import Shard
 from jaxwrap.train.mapping.run import Work, map_clips, map_shard, parts_folder, prepare
 from jaxwrap.train.media import Clip
 
+pytestmark = pytest.mark.usefixtures("optimised_programs")
+
 
 def halved(frame: Frame) -> Frame:
     """A pre-processor: means of 2×2."""
