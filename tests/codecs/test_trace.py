@@ -84,7 +84,7 @@ def test_a_missing_trace_is_named(tmp_path: Path) -> None:
 def test_changed_characters_are_refused_or_read_as_what_they_say(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     accepted = refused = 0
-    for _ in range(4000):
+    for _ in range(1200):
         at, new = int(rng.integers(len(GOOD))), "0123456789-.e \nIPByuvbitscost_+"[int(rng.integers(30))]
         text = GOOD[:at] + new * int(rng.integers(2)) + GOOD[at + int(rng.integers(2)) :]
         try:
@@ -103,4 +103,4 @@ def test_changed_characters_are_refused_or_read_as_what_they_say(tmp_path: Path)
             assert [int(f) for f in fields[-size:]] == cost.difference.ravel().tolist()
             assert [float(f) for f in fields[9:-size]] == cost.partial.tolist()
             assert (fields[2], float(fields[7])) == (cost.plane, cost.distortion)
-    assert min(accepted, refused) > 500
+    assert min(accepted, refused) > 100
