@@ -1,9 +1,10 @@
 """JM, the reference encoder of H.264/AVC, version 19.0: FP-RDO's codec, and patched the second place of weighted RDO.
 
 Configurations are JM's own that are set up like HM's: ``HM-like/encoder_JM_Intra_HE``, ``…_LP_HE`` (one I picture, then
-P) and ``…_RA_B_HE`` (hierarchical B pictures), with CABAC, RDOQ and one pass per picture. Profiles are High at 8 bits
-and High 10 at 10 bits. The preset ``no-8x8`` leaves intra 4×4 and 16×16 alone, without the 8×8 transform: what FP-RDO
-(section IV) works with.
+P) and ``…_RA_B_HE`` (hierarchical B pictures), with CABAC, RDOQ and one pass per picture. P and B pictures start from a
+QP that is higher by 1, as there, and go up to 3 higher with their level. Profiles are High at 8 bits and High 10 at 10
+bits. The preset ``no-8x8`` leaves intra 4×4 and 16×16 alone, without the 8×8 transform: what FP-RDO (section IV) works
+with.
 
 Two faults of JM 19.0 are worked around here. At more than 8 bits it reads pictures wrongly whose width is no multiple
 of 16: they are padded as JM pads others, by repeating the border, and cut afterwards. In 4:0:0 it states 8 bits for
@@ -19,7 +20,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from jaxwrap.arrays import Frame, check_frame, frame_of, size_of
-from jaxwrap.codec import Config, EncodeRequest, EncodeResult, RowWeights, intra_period
+from jaxwrap.codec import QP_RANGE, Config, EncodeRequest, EncodeResult, RowWeights, intra_period
 from jaxwrap.codecs.bitstream import Standard, nal_units
 from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job
 from jaxwrap.codecs.reference.patched import PatchedEncoder
@@ -27,6 +28,7 @@ from jaxwrap.codecs.reference.patched import PatchedEncoder
 NO_8X8 = "no-8x8"
 
 _MACROBLOCK = 16
+_HIGHEST_QP: dict[Config, int] = {"intra": 51, "lowdelay": 48, "randomaccess": 47}
 _SPS = 7
 _HIGH_PROFILES = (100, 110)
 
@@ -45,6 +47,16 @@ class Jm(PatchedEncoder):
     standard: ClassVar[Standard] = "avc"
     presets: ClassVar[tuple[str, ...]] = (NO_8X8,)
     _banner: ClassVar[tuple[tuple[str, ...], str, str]] = (("-v",), r"JM-(\S+)", "JM")
+
+    def check(self, size: tuple[int, int], request: EncodeRequest) -> None:
+        """As in `ReferenceEncoder`."""
+        super().check(size, request)
+        highest = _HIGHEST_QP[request.config]
+        if int(request.qp) > highest:  # type: ignore[arg-type]
+            raise ValueError(
+                f"QP {request.qp} was given; jm takes 0 … {highest} in {request.config}, where it codes some pictures "
+                f"{QP_RANGE[1] - highest} QPs higher"
+            )
 
     def encode(self, frames: Frame, request: EncodeRequest) -> EncodeResult:
         """As in `ReferenceEncoder`."""
@@ -96,7 +108,8 @@ class Jm(PatchedEncoder):
                 for side in ("Source", "Output")
                 for plane in ("Luma", "Chroma")
             },
-            **{f"QP{kind}Slice": job.qp for kind in "IPB"},
+            "QPISlice": job.qp,
+            **{f"QP{kind}Slice": min(job.qp + 1, QP_RANGE[1]) for kind in "PB"},  # as the configurations have them
             "IntraPeriod": period,
             "IDRPeriod": period if request.config == "intra" else 0,
             "Transform8x8Mode": 0 if request.preset == NO_8X8 else 1,

@@ -2,9 +2,10 @@
 
 No configuration file is needed: the preset names its effort (default ``medium``). Perceptual QP adaptation, temporal
 filtering of the source and what builds on it are off. ``intra`` codes every picture by itself, ``lowdelay`` one I
-picture and then pictures without reordering; all begin with an I picture. VVenC wants I pictures of
-random access a multiple of its groups of pictures apart, and takes groups of 16 here: the multiple nearest to
-`jaxwrap.codec.intra_period`, 32 instead of 24 at 25 frames per second.
+picture and then pictures without reordering; all begin with an I picture. QPs are the specification's in ``intra``;
+in the others I pictures have a QP that is lower by VVenC's own offset, as those of HM and VTM have. VVenC wants I
+pictures of random access a multiple of its groups of pictures apart, and takes groups of 16 here: the multiple nearest
+to `jaxwrap.codec.intra_period`, 32 instead of 24 at 25 frames per second.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Vvenc(ReferenceEncoder):
             "SEIDecodedPictureHash": 0,
         }
         if request.config == "intra":
-            options |= {"GOPSize": 1, "IntraPeriod": 1}
+            options |= {"GOPSize": 1, "IntraPeriod": 1, "IntraQPOffset": 0}
         elif period is None:
             options |= {"GOPSize": 8, "PicReordering": 0, "IntraPeriod": -1, "DecodingRefreshType": "none"}
         else:

@@ -393,6 +393,14 @@ def test_what_the_encoder_cannot_do_is_refused_before_it_runs(stand_in, size, re
         Hm(stand_in()).check(size, request_)
 
 
+@pytest.mark.parametrize(("config", "highest"), [("intra", 51), ("lowdelay", 48), ("randomaccess", 47)])
+def test_jm_refuses_qps_from_which_some_pictures_would_leave_the_range(stand_in, config, highest):
+    encoder = Jm(jm_stand_in(stand_in))
+    encoder.check((48, 64), EncodeRequest(qp=highest, config=config))
+    with pytest.raises(ValueError, match=f"QP {highest + 1} was given; jm takes"):
+        encoder.check((48, 64), EncodeRequest(qp=highest + 1, config=config))
+
+
 def test_no_frames_are_refused(stand_in):
     with pytest.raises(ValueError, match="no frame was given to hm"):
         Hm(stand_in()).encode(noise(0), EncodeRequest(qp=30))
