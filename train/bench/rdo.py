@@ -295,7 +295,7 @@ class _Part:
         out = settings.out / self.name / folder
         console.print(
             f"{self.name}: {receiver}, {config}, {', '.join(codec.name for codec in self.codecs)}: "
-            f"{', '.join(methods)}; QPs {', '.join(map(str, qps))}; λ × {', '.join(f'{s:.3g}' for s in scales)}",
+            f"{'; '.join(methods)}; QPs {', '.join(map(str, qps))}; λ × {', '.join(f'{s:.3g}' for s in scales)}",
             highlight=False,
         )
         with progress_bar() as bar:
@@ -329,9 +329,10 @@ def _read_part(folder: Path) -> list[Measured]:
 
 
 def _method(series: str, tuned: Tuned | None) -> Method:
-    """The method of a series: its own name, or ``idse, ℓ = 8``."""
-    name, _, rows = series.partition(", ℓ = ")
-    share = {"metric": receiver_metric, "alpha": DEFAULT_ALPHA}
-    idse = share | ({"rows": int(rows)} if rows else {})
+    """The method of a series: its name, and perhaps ``ℓ`` and ``α``, as in ``idse, ℓ = 8, α = 4``."""
+    name, *settings = series.split(", ")
+    values = dict(setting.split(" = ") for setting in settings)
+    share = {"metric": receiver_metric, "alpha": float(values.get("α", DEFAULT_ALPHA))}
+    idse = share | ({"rows": int(values["ℓ"])} if "ℓ" in values else {})
     frozen = {} if tuned is None else tuned.options
     return parse_method(name, {"wa": share, "iwa": share, "idse": idse, **frozen})
