@@ -97,6 +97,8 @@ static void jaxwrap_check(const InputParameters *p_Inp)
     jaxwrap_stop("jaxwrap: RDOptimization: only 1 (high complexity mode) is weighted, scaled and traced");
   if (p_Inp->PicInterlace || p_Inp->MbInterlace || p_Inp->num_of_views > 1 || p_Inp->separate_colour_plane_flag)
     jaxwrap_stop("jaxwrap: wanted frames of one view: PicInterlace=0, MbInterlace=0, NumberOfViews=1");
+  if (options->WeightTrace[0] && p_Inp->RDPictureDecision)
+    jaxwrap_stop("jaxwrap: WeightTrace: wanted RDPictureDecision=0, which codes every picture once");
   if (weighted && (source->width[0] != output->width[0] || source->height[0] != output->height[0]))
     jaxwrap_stop("jaxwrap: SourceResize: a map has the size of the source; wanted output of the same size");
   if (weighted && options->WeightQPOffset

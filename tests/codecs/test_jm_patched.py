@@ -480,6 +480,7 @@ REFUSED: dict[str, Options] = {
     "PicInterlace": {"PicInterlace": 1},
     "RDOQ_QP_Num": {"WeightQPOffset": 1, "RDOQ_QP_Num": 3},
     "SliceMode": {"WeightQPOffset": 1, "SliceMode": 1, "SliceArgument": 5},
+    "RDPictureDecision": {"WeightTrace": "trace.txt", "RDPictureDecision": 1},
     "JWROWS": {"WeightMode": 1},
 }
 
