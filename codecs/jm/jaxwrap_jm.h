@@ -48,6 +48,7 @@ void    jaxwrap_open(const InputParameters *p_Inp);
 void    jaxwrap_close(void);
 void    jaxwrap_picture(const Slice *currSlice);
 distblk jaxwrap_sse(imgpel **org, imgpel **rec, int org_x, int rec_x, int width, int height);
+void    jaxwrap_partitions_before(const Macroblock *currMB, const RD_8x8DATA *chosen, int block);
 void    jaxwrap_rdoq(const Macroblock *currMB, int plane, int block_x, int block_y, int size);
 void    jaxwrap_search(const Macroblock *currMB, RD_PARAMS *enc_mb);
 void    jaxwrap_satd_luma(const Macroblock *currMB, int **coefficients, int block_x, int block_y);
@@ -62,6 +63,7 @@ void    jaxwrap_bits_after(const Macroblock *currMB);
 #undef JAXWRAP_JM_IMPLEMENTATION
 
 #include "biariencode.h"
+#include "md_common.h"
 
 #if !IMGTYPE || !JCOST_CALC_SCALEUP
 #error "jaxwrap: wants IMGTYPE 1 and JCOST_CALC_SCALEUP 1 in lencod/inc/defines.h, as JM 19.0 has them"
@@ -165,6 +167,16 @@ distblk jaxwrap_sse(imgpel **org, imgpel **rec, int org_x, int rec_x, int width,
   cost *= 1 << LAMBDA_ACCURACY_BITS;
   return (distblk) (cost > JAXWRAP_LARGEST_COST ? JAXWRAP_LARGEST_COST
                     : cost < -JAXWRAP_LARGEST_COST ? -JAXWRAP_LARGEST_COST : cost);
+}
+
+/* Mode 1: JM leaves the last 8x8 candidate in the picture; what blocks add counts from the chosen ones before them. */
+void jaxwrap_partitions_before(const Macroblock *currMB, const RD_8x8DATA *chosen, int block)
+{
+  imgpel **rows = &currMB->p_Vid->enc_picture->imgY[currMB->pix_y];
+  int b8;
+  for (b8 = 0; jaxwrap_state.rows && b8 < block; b8++)
+    copy_image_data_8x8(&rows[8 * (b8 >> 1)], &chosen->rec_mbY8x8[8 * (b8 >> 1)], currMB->pix_x + 8 * (b8 & 1),
+                        8 * (b8 & 1));
 }
 
 static double jaxwrap_mean(const Macroblock *currMB, int plane, int block_x, int block_y, int width, int height)

@@ -310,17 +310,20 @@ def test_costs_that_the_encoder_compared_are_the_quadratic_form(
         assert abs(cost.distortion - wanted) < tolerance
 
 
+@pytest.mark.parametrize(
+    ("side", "options"), [(4, {**INTRA, "Transform8x8Mode": 0, "DisableIntra16x16": 1}), (8, RANDOM_ACCESS)]
+)
 def test_partial_products_are_those_of_a_candidate_before_in_the_macroblock(
-    patched: str, clip: Callable[[int, int], Source], tmp_path: Path
+    side: int, options: Options, patched: str, clip: Callable[[int, int], Source], tmp_path: Path
 ) -> None:
-    """Where 4×4 blocks follow one another, p of the next is p + r·q of one of the candidates for the last."""
+    """Where blocks of a size follow one another, p of the next is p + r·q of one of the candidates for the last."""
     source = clip(400, 8)
-    coded, rows = costs_of(source, patched, tmp_path, {**INTRA, "Transform8x8Mode": 0, "DisableIntra16x16": 1}, mode=1)
+    coded, rows = costs_of(source, patched, tmp_path, options, mode=1)
     height, width = source.coded[0]
     candidates: list[np.ndarray] = []
     last, checked = (0, 0, 0), 0
     for cost in read_trace(coded.trace).costs:
-        if cost.difference.shape != (4, 4):
+        if cost.difference.shape != (side, side):
             continue
         here = (cost.frame, cost.y, cost.x)
         if here != last:
@@ -330,9 +333,9 @@ def test_partial_products_are_those_of_a_candidate_before_in_the_macroblock(
                 assert min(np.abs(cost.partial - c).max() for c in candidates) < 1e-3 * (1 + np.abs(cost.partial).max())
                 checked += 1
             candidates, last = [], here
-        block = rows[cost.frame][0][:, cost.y : cost.y + 4, cost.x : cost.x + 4]
+        block = rows[cost.frame][0][:, cost.y : cost.y + side, cost.x : cost.x + side]
         candidates.append(cost.partial + (block * cost.difference).sum((1, 2)))
-    assert checked == 3 * 15 * height * width // 256
+    assert checked >= 3 * (256 // side**2 - 1) * height * width // 256  # every macroblock of every picture
 
 
 @pytest.mark.parametrize("mode", [0, 1], ids=["diag", "idse"])
