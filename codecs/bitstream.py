@@ -100,7 +100,8 @@ def without_repeats(data: bytes, standard: Standard, known: set[bytes]) -> bytes
 def access_units(stream: bytes, standard: Standard) -> list[bytes]:
     """The pictures of a stream in coding order, each with the parameter sets and messages that belong to it.
 
-    Parameter sets that repeat an earlier one are left out. Raises `RuntimeError` where FFmpeg's parser loses a byte.
+    Parameter sets are left out where all of a picture's repeat those in force. Raises `RuntimeError` where FFmpeg's
+    parser loses a byte.
     """
     context = _decoder(standard)
     parts = [bytes(packet) for packet in [*context.parse(stream), *context.parse(None)]]
@@ -109,11 +110,12 @@ def access_units(stream: bytes, standard: Standard) -> list[bytes]:
     known: set[bytes] = set()
     pictures = []
     for part in parts:
-        pictures.append(without_repeats(part, standard, known))
-        sets = [u for u in nal_units(part, standard) if u.kind in _SYNTAX[standard].parameter_sets]
-        if any(unit.payload not in known for unit in sets):
-            # A new set may replace an old one of its number: which of the old are still in force is not known.
-            known = {unit.payload for unit in sets}
+        sets = {u.payload for u in nal_units(part, standard) if u.kind in _SYNTAX[standard].parameter_sets}
+        if sets <= known:
+            part = without_repeats(part, standard, known)
+        else:  # one that is new may replace another of its number, and what refers to that has to be sent again
+            known = sets
+        pictures.append(part)
     return pictures
 
 

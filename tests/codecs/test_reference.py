@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -431,3 +433,20 @@ def test_kinds_of_nal_units_are_read_from_where_each_standard_has_them():
         assert [unit.kind for unit in units] == kinds, standard
         assert b"".join(unit.data for unit in units) == stream
         assert [unit.sei_payload for unit in units] == [None, None, None, 255 + 5], standard
+
+
+def test_parameter_sets_are_dropped_where_they_repeat_and_kept_where_they_change():
+    def stream(height: int) -> bytes:
+        context = av.CodecContext.create("libx265", "w")
+        context.width, context.height, context.pix_fmt, context.time_base = 64, height, "gray", Fraction(1, 25)
+        context.options = {"x265-params": "pools=none:log-level=none:info=0"}
+        frame = av.VideoFrame(64, height, "gray")
+        frame.pts = 0
+        return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+    one, other = stream(48), stream(64)
+    parts = access_units(one + other + one + one, "hevc")
+    headers = [count_bits(part, "hevc")[1] for part in parts]
+    assert parts[:3] == [one, other, one]
+    assert headers[0] == headers[2] > headers[3] == 0
+    assert one.endswith(parts[3][4:])

@@ -93,6 +93,14 @@ def test_qps_mean_the_same_at_8_and_10_bits_and_odd_sizes_are_cropped(encoder, c
     assert found[0][1] == pytest.approx(found[1][1], rel=0.06)
 
 
+def test_streams_at_8_bits_decode_right_where_vector_code_does_not(encoder):
+    # FFmpeg 8 decodes the second picture of these streams of VTM and VVenC wrongly with AVX2; encode would raise.
+    chroma, height, width = (Yuv400, 45, 67) if encoder.name == "vtm" else (Yuv420, 32, 64)
+    frames = moving_picture(2, chroma=chroma, bit_depth=8, height=height, width=width)
+    preset = "faster" if encoder.name == "vvenc" else None
+    assert encoder.encode(frames, EncodeRequest(qp=32, bit_depth=8, preset=preset)).verified
+
+
 def test_the_smallest_pictures_are_coded_and_higher_qps_cost_less(encoder):
     frames = moving_picture(1, chroma=Yuv420, bit_depth=10, height=MIN_SIZE, width=MIN_SIZE)
     bits = [int(encoder.encode(frames, EncodeRequest(qp=qp)).bits.sum()) for qp in (12, 47)]
