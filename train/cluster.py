@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[distributed.Client]:
+def connected(address: str, *, timeout_s: float = 30.0) -> Iterator[distributed.Client]:
     """A client of the scheduler at ``address``, ``tcp://host:8786``. Raises `RuntimeError` where none answers."""
     import dask
     from distributed import Client
@@ -25,7 +25,7 @@ def connected(address: str) -> Iterator[distributed.Client]:
     # Frames travel within tasks, so that a task can be started again when the worker that held it is gone.
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "4GiB"}):
         try:
-            client = Client(address)
+            client = Client(address, timeout=timeout_s)
         except (OSError, TimeoutError, ValueError) as error:
             raise RuntimeError(
                 f"no Dask scheduler answers at {address} ({error}): start one with dask scheduler, give its address"

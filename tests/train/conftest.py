@@ -11,37 +11,55 @@ import pytest
 
 # Workers import the codec by name, so it lives in a module of its own on their path.
 STAND_IN = '''
-import dataclasses, os, sys, time
+import dataclasses, os, subprocess, sys, time
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from jaxwrap.arrays import Yuv420
-from jaxwrap.codec import EncodeResult
+from jaxwrap.codec import EncodeResult, RowWeights, refuse_patched_options
 
 @dataclasses.dataclass(frozen=True)
 class CoarseCodec:
-    """Rounds samples to multiples of the step; bits grow with the differences of neighbours. Logs every call."""
+    """Rounds samples to multiples of the step; bits grow with the differences of neighbours. Logs every call.
+
+    A stock one takes neither weights nor a scale of λ. Where it hangs, it is a program that does."""
     log: str
     name: str = "coarse"
     version: str = "1"
     delay_s: float = 0.0
     fails_at: float = -1
     dies_at: float = -1
+    hangs_at: float = -1
+    stock: bool = False
+    presets: tuple = ()
 
     def check(self, size, request):
-        if request.preset is not None:
-            raise ValueError(f"{self.name} has no presets")
+        if request.preset is not None and request.preset not in self.presets:
+            raise ValueError(f"{self.name} has no preset {request.preset!r}")
+        if self.stock:
+            refuse_patched_options(self.name, request)
+            if request.weights is not None:
+                raise ValueError(f"{self.name} takes no weights")
 
     def encode(self, frames, request):
         with open(self.log, "a") as file:
             file.write(f"{os.getpid()} {request.qp:g} {frames.y.shape[2]}\\n")
         time.sleep(self.delay_s)
         if request.qp == self.fails_at:
-            raise RuntimeError(f"no stream at QP {request.qp:g}")
+            error = RuntimeError(f"no stream at QP {request.qp:g}")
+            error.log = f"$ coarse --qp {request.qp:g}\\nall that it said"
+            raise error
+        if request.qp == self.hangs_at:
+            program = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            with open(self.log + ".programs", "a") as file:
+                file.write(f"{program.pid}\\n")
+            program.wait()
         if request.qp == self.dies_at:
             os._exit(3)
-        step = 2 ** ((request.qp - 4) / 6) * 4
-        if request.weights is not None:
+        step = 2 ** ((request.qp - 4) / 6) * 4 * request.lambda_scale ** 0.5
+        if isinstance(request.weights, RowWeights):
+            assert all(isinstance(p, np.ndarray) and p.ndim == 4 for p in request.weights.rows.planes)
+        elif request.weights is not None:
             assert all(isinstance(p, np.ndarray) for p in request.weights.planes.planes)
             step = step / np.sqrt(request.weights.planes.y.mean((1, 2)))[:, None, None]
         levels = [np.round(p / step) for p in frames.planes]
@@ -65,17 +83,17 @@ def clips():
         made.append(Clip(name, Yuv420(*(np.clip(p, 0, 255).astype(np.uint8) for p in (y, u, v))), 8, 50.0))
     return made
 
-def sweep(folder, delay_s):
+def sweep(folder, delay_s, hangs_at=-1, **options):
     from jaxwrap.methods.sse import Sse
     from jaxwrap.train.evaluate.modes import codec_mode, linear_mode
     from jaxwrap.train.evaluate.sweep import run_sweep
     folder = Path(folder)
     modes = [codec_mode(), linear_mode("bilinear", Fraction(1, 2))]
-    codec = CoarseCodec(str(folder / "log"), delay_s=delay_s)
-    return run_sweep(clips(), modes, [codec], [22, 27, 32, 37, 42], [Sse()], folder / "out", processes=2)
+    codec = CoarseCodec(str(folder / "log"), delay_s=delay_s, hangs_at=hangs_at)
+    return run_sweep(clips(), modes, [codec], [22, 27, 32, 37, 42], [Sse()], folder / "out", processes=2, **options)
 
 if __name__ == "__main__":
-    sweep(sys.argv[1], 0.15)
+    sweep(sys.argv[1], 0.15, hangs_at=37)
 '''
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -108,17 +108,27 @@ class Combination:
     method: Method
     lambda_scale: float
 
-    def __str__(self) -> str:
-        scale = "" if self.lambda_scale == 1 else f", λ × {self.lambda_scale:.4g}"
-        return f"{self.codec.name}, {self.mode.name}, {self.method.name}{scale}"
-
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """A combination that its codec cannot do, and the codec's words for it."""
+    """A combination that its codec cannot do; why, and of which clip."""
 
     combination: Combination
     reason: str
+    where: str
+
+
+def in_words(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each codec and reason."""
+    lines: dict[tuple[str, str], dict[str, None]] = {}
+    for item in left_out:
+        c = item.combination
+        scale = "" if c.lambda_scale == 1 else f", λ × {c.lambda_scale:.4g}"
+        lines.setdefault((c.codec.name, item.reason), {})[c.method.name + scale] = None
+    return [
+        f"left out of {name}: {('; ' if any(',' in w for w in what) else ', ').join(what)} ({reason})"
+        for (name, reason), what in lines.items()
+    ]
 
 
 def preset_of(presets: Mapping[str, str] | str | None, codec: Codec) -> str | None:
@@ -148,18 +158,18 @@ def combine(
         combination = Combination(codec, mode, method, float(scale))
         plain = method.weights_as is None and scale == 1.0
         asked = [dataclasses.replace(requests[codec.name][0], lambda_scale=float(scale))]
-        reason = None if plain else _refused_by_all(clips, [(mode, method)], [codec], asked)
-        if reason is None:
+        refused = None if plain else _refused_by_all(clips, [(mode, method)], [codec], asked)
+        if refused is None:
             taken.append(combination)
         else:
-            left_out.append(LeftOut(combination, reason))
+            left_out.append(LeftOut(combination, refused.reason, refused.where))
     for what, of in (
         ("method", [(c.method.name, c) for c in _all_of(taken, left_out)]),
         ("λ scale", [(f"{c.lambda_scale:.4g}", c) for c in _all_of(taken, left_out)]),
     ):
         done = {name for name, combination in of if combination in taken}
         if missing := next((name for name, _ in of if name not in done), None):
-            reasons = {item.reason for item in left_out if (missing, item.combination) in of}
+            reasons = {f"{item.where}: {item.reason}" for item in left_out if (missing, item.combination) in of}
             raise ValueError(f"no codec takes {what} {missing}: {'; '.join(sorted(reasons))}")
     return taken, left_out
 
@@ -185,8 +195,13 @@ def ask_codecs(
             _ = codec.version
         except RuntimeError as error:
             raise ValueError(f"codec {codec.name} cannot be used: {error}") from error
-    if (reason := _refused_by_all(clips, pairs, codecs, requests)) is not None:
-        raise ValueError(reason)
+    if (refused := _refused_by_all(clips, pairs, codecs, requests)) is not None:
+        raise ValueError(f"{refused.where}: {refused.reason}")
+
+
+class _Refusal(NamedTuple):
+    where: str
+    reason: str
 
 
 def _refused_by_all(
@@ -194,14 +209,14 @@ def _refused_by_all(
     pairs: Sequence[tuple[Mode, Method | None]],
     codecs: Sequence[Codec],
     requests: Sequence[EncodeRequest],
-) -> str | None:
+) -> _Refusal | None:
     """What would be refused of the first clip, where something would of every clip; else None."""
     first = None
     for clip in clips:
-        reason = _refusal(clip, pairs, codecs, requests)
-        if reason is None:
+        refused = _refusal(clip, pairs, codecs, requests)
+        if refused is None:
             return None
-        first = first or reason
+        first = first or refused
     return first
 
 
@@ -210,7 +225,7 @@ def _refusal(
     pairs: Sequence[tuple[Mode, Method | None]],
     codecs: Sequence[Codec],
     requests: Sequence[EncodeRequest],
-) -> str | None:
+) -> _Refusal | None:
     """The first thing that an encoder would refuse about a clip, or None."""
     check_frame(clip.frames)
     for (mode, method), codec, request in itertools.product(pairs, codecs, requests):
@@ -220,7 +235,7 @@ def _refusal(
             codec.check(size, dataclasses.replace(request, fps=clip.fps, weights=weights))
         except (ValueError, RuntimeError) as error:
             what = mode.name if method is None or method.name == "sse" else f"{mode.name} with method {method.name}"
-            return f"{clip.name} in mode {what}: {error}"
+            return _Refusal(f"{clip.name} in mode {what}", str(error))
     return None
 
 

@@ -27,7 +27,7 @@ from jaxwrap.codec import Codec, Config, EncodeRequest, EncodeResult
 from jaxwrap.methods.plan import Method
 from jaxwrap.train.evaluate import cost
 from jaxwrap.train.evaluate.cache import Cache
-from jaxwrap.train.evaluate.checks import ClipLike, check_settings, combine, preset_of
+from jaxwrap.train.evaluate.checks import ClipLike, check_settings, combine, in_words, preset_of
 from jaxwrap.train.evaluate.cluster import ClusterWorkers
 from jaxwrap.train.evaluate.manifest import claim, write_manifest
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode
@@ -128,8 +128,8 @@ def run_sweep(
     if not retry_failed:
         quarantine.read()
     sweep = _Sweep(sources, settings, Cache(cache or out.parent / "cache"), quarantine, out / "pictures.npz", progress)
-    for item in left_out:
-        sweep.say(f"left out: {item.combination} ({item.reason})")
+    for line in in_words(left_out):
+        sweep.say(line)
     result = sweep.run(processes, scheduler)
     write_points(out / "results.csv", result.points)
     run = {

@@ -62,7 +62,11 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None:
+            # Nobody will look at what is being encoded: Ctrl-C does not wait for an hour's encode to end.
+            for process in (self._pool._processes or {}).values():
+                process.terminate()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def encode(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, EncodeResult | Exception]]:
@@ -134,6 +138,7 @@ def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:
 def _start_worker() -> None:
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what ends
+    signal.signal(signal.SIGTERM, lambda *_: _end())
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -141,6 +146,10 @@ def _start_worker() -> None:
 
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
+    _end()
+
+
+def _end() -> None:
     for pid in _children():
         with contextlib.suppress(OSError):  # it has just ended, or leads no group
             os.killpg(pid, signal.SIGKILL)
