@@ -22,6 +22,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+# Again, in case a plugin imported JAX before.
+jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
