@@ -1,1 +1,2 @@
-"""Evaluation: ``modes``, ``sweep`` with ``workers``, ``stopwatch`` and ``manifest``, ``points``, ``cache``."""
+"""Evaluation: ``modes`` and ``receivers``; ``sweep`` with ``checks``, ``rows``, ``networks``, ``workers`` or
+``cluster``, ``cost``, ``quarantine``, ``stopwatch`` and ``manifest``; ``points``, ``pictures``, ``cache``."""
