@@ -19,9 +19,9 @@ Series: ``sse`` with the encoder's λ × 1, 1/1.5 and 1/2 (uniform weights: what
 sketched map of each picture), ``iwa`` (of each I frame; all intra it is wa), ``fwa`` (frozen, the mean over training
 pictures), ``calibrated`` (frozen, from a codec's errors, one weight per block, shrunk; at the three scales of λ),
 ``fold`` (samples times the root of the calibrated weights, coded by plain SSE), ``wa+dqp`` (QP offsets),
-``wa+shuffle`` (the map's blocks in random order: the control), ``idse``. What an encoder refuses is left out and named.
+``wa+shuffle`` (the map's blocks in random order: the control), ``idse``.
 
-Two cores take about 45 minutes for all parts at their default sizes.
+What an encoder refuses is left out and named; what fails is tried again by the same command. Two cores take about 45 minutes for all parts at their default sizes.
 """
 
 from __future__ import annotations
@@ -302,12 +302,13 @@ class _Part:
             result = run_sweep(
                 clips, [mode], self.codecs, qps, list(methods.values()), out, dataset=self.name,
                 processes=settings.processes, config=config, preset=self.part.preset, seed=settings.seed,
-                lambda_scales=scales, cache=settings.out / "cache", progress=bar,
+                lambda_scales=scales, cache=settings.out / "cache", retry_failed=True,
+                progress=bar,
             )  # fmt: skip
         for failure in result.failures:
             console.print(
                 f"[red]failed:[/] {failure.sequence}, {failure.codec}, {failure.method}, QP {failure.qp:g}: "
-                f"{literal(failure.error)}",
+                f"{literal(failure.error.splitlines()[0])} (log: {out / failure.log})",
                 soft_wrap=True,
             )
         names = [[method.name, canonical_json(method_options(method)), series] for series, method in methods.items()]

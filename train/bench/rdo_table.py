@@ -24,7 +24,8 @@ from jaxwrap.metrics.bjontegaard import Interval, bd_rate, bootstrap_mean
 from jaxwrap.train.evaluate.points import Point
 
 SSE = "sse"
-SHUFFLED = "wa+shuffle"
+CONTROLS = ("shuffle", "only:")
+"""Stages by which a series is a control or an ablation: it tells why, and is no way to code."""
 GENERATIONS = ("jm", "hm", "vvenc", "vtm")
 """Reference encoders, from the older standard to the newer, and within one from the lesser to the greater effort."""
 
@@ -80,6 +81,11 @@ class Series:
 
     name: str
     lambda_scale: float = 1.0
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is there for comparison only: one of `CONTROLS`, or another λ."""
+        return self.lambda_scale != 1.0 or any(stage in self.name for stage in CONTROLS)
 
     def __str__(self) -> str:
         return self.name if self.lambda_scale == 1.0 else f"{self.name}, λ × {self.lambda_scale:.3g}"
@@ -186,8 +192,8 @@ class Row:
 
 
 def rows_of(curves: Curves) -> list[Row]:
-    """Every series against its own encoder's SSE, at λ as it is and at its best scale; and those at the encoder's own λ
-    against the SSE of every later one of `GENERATIONS`."""
+    """Every series against its own encoder's SSE, at λ as it is and at its best scale; and those that are no
+    controls against the SSE of every later one of `GENERATIONS`."""
     rows = []
     for place in curves.places:
         best = best_sse(curves, place)
@@ -204,7 +210,7 @@ def rows_of(curves: Curves) -> list[Row]:
                 rows += [
                     _row(curves, place, series, other, Series(SSE), "later codec")
                     for series in curves.series(place)
-                    if series.lambda_scale == 1.0
+                    if not series.is_control
                 ]
     return rows
 
@@ -337,9 +343,9 @@ def caption(rows: Sequence[Row]) -> str:
 
 def verdict_lines(rows: Sequence[Row]) -> list[str]:
     """The aim, checked at the encoder's own λ: which weighted methods are worse than SSE at its own best λ, beyond
-    their interval; the largest gain at each receiver; the largest encoder time. The shuffled control does not count."""
+    their interval; the largest gain at each receiver; the largest encoder time. Controls do not count."""
     lines = []
-    weighted = [row for row in rows if row.series.name not in (SSE, SHUFFLED) and row.series.lambda_scale == 1.0]
+    weighted = [row for row in rows if row.series.name != SSE and not row.series.is_control]
     at_best = [row for row in weighted if row.against == "own best sse"]
     worse = [row for row in at_best if row.snr.is_worse]
     lines.append(
