@@ -21,7 +21,8 @@ pictures), ``calibrated`` (frozen, from a codec's errors, one weight per block, 
 ``fold`` (samples times the root of the calibrated weights, coded by plain SSE), ``wa+dqp`` (QP offsets),
 ``wa+shuffle`` (the map's blocks in random order: the control), ``idse``.
 
-What an encoder refuses is left out and named; what fails is tried again by the same command. Two cores take about 45 minutes for all parts at their default sizes.
+What an encoder refuses is left out and named; what fails is tried again by the same command. Two cores take about 45
+minutes for all parts at their default sizes.
 """
 
 from __future__ import annotations

@@ -337,23 +337,24 @@ def caption(rows: Sequence[Row]) -> str:
     """How many pictures the figures rest on."""
     counts = sorted({row.snr.interval.num_sequences for row in rows if row.snr.interval is not None})
     left_out = max((row.snr.left_out for row in rows), default=0)
-    text = f"{' or '.join(map(str, counts)) or 'no'} pictures, 95 % bootstrap interval"
+    noun = "picture" if counts == [1] else "pictures"
+    text = f"{' or '.join(map(str, counts)) or 'no'} {noun}, 95 % bootstrap interval"
     return text + (f"; up to {left_out} left out (curves not monotone or without overlap)" if left_out else "")
 
 
 def verdict_lines(rows: Sequence[Row]) -> list[str]:
     """The aim, checked at the encoder's own λ: which weighted methods are worse than SSE at its own best λ, beyond
     their interval; the largest gain at each receiver; the largest encoder time. Controls do not count."""
-    lines = []
     weighted = [row for row in rows if row.series.name != SSE and not row.series.is_control]
     at_best = [row for row in weighted if row.against == "own best sse"]
-    worse = [row for row in at_best if row.snr.is_worse]
-    lines.append(
-        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(at_best)} comparisons"
+    judged = [row for row in at_best if row.snr.interval is not None and row.snr.interval.low is not None]
+    worse = [row for row in judged if row.snr.is_worse]
+    lines = [
+        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(judged)} comparisons that have one"
         + (": " if worse else "")
         + "; ".join(f"{_where(row)} {row.snr}" for row in worse)
-    )
-    never = {row.series.name for row in at_best} - {row.series.name for row in worse}
+    ]
+    never = {row.series.name for row in judged} - {row.series.name for row in worse}
     lines.append(f"never worse: {', '.join(sorted(never)) or 'none'}")
     for receiver in dict.fromkeys(row.place.receiver for row in at_best):
         gains = [(row.snr.interval.mean, row) for row in at_best if row.place.receiver == receiver and row.snr.interval]
