@@ -350,7 +350,7 @@ def verdict_lines(rows: Sequence[Row]) -> list[str]:
     judged = [row for row in at_best if row.snr.interval is not None and row.snr.interval.low is not None]
     worse = [row for row in judged if row.snr.is_worse]
     lines = [
-        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(judged)} comparisons that have one"
+        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(judged)} comparisons with one"
         + (": " if worse else "")
         + "; ".join(f"{_where(row)} {row.snr}" for row in worse)
     ]
