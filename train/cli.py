@@ -229,7 +229,7 @@ def evaluate(
     alpha: Annotated[
         float | None, typer.Option(help="Share of plain SSE in weights made here. Default: see README.")
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Jacobian rows of idse. Default: 4.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Jacobian rows of idse. Default: 8.")] = None,
     decisions: Annotated[
         str | None, typer.Option(help="That use the weights: some of sse,rdoq,satd,filters. Default: all.")
     ] = None,

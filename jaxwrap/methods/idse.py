@@ -31,7 +31,8 @@ from jaxwrap.methods.wa import metric_part, take_frames
 class Idse:
     """ℓ sketched rows of the receiver's Jacobian at each frame → `RowWeights`.
 
-    ``rows``: ℓ; FP-RDO section IV uses 2 to 8. ``metric``, ``sketch``, ``memory_budget``: as in `importance_map`;
+    ``rows``: ℓ; FP-RDO section IV uses 2 to 8. With fewer than 8 an encoder fits its errors to a few random directions,
+    and loses (README, "Results"). ``metric``, ``sketch``, ``memory_budget``: as in `importance_map`;
     ``alpha``: as in `importance_weights`. Rows come divided by √((1 + α) · mean h) of their frame, with h = Σ_s r_s²
     and τ = α / (1 + α): so λ stays as it is, and Σ_s r_s² + τ are the weights that `Wa` makes of as many sketches from
     the same key.
@@ -41,7 +42,7 @@ class Idse:
     draws: ClassVar[bool] = True
     weights_as: ClassVar[Literal["rows"]] = "rows"
 
-    rows: int = 4
+    rows: int = 8
     metric: Metric = None
     sketch: SketchKind | TopDct = "rademacher"
     memory_budget: int | None = None
