@@ -26,7 +26,7 @@ from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Config, EncodeRequest, EncodeResult
 from jaxwrap.codecs.bitstream import Standard, access_units, count_bits, decode
 from jaxwrap.codecs.reference.launch import EncoderError, launch
-from jaxwrap.codecs.reference.programs import Identity, find_config, identify, require_program
+from jaxwrap.codecs.reference.programs import Identity, find_config, hash_configs, identify, require_program
 from jaxwrap.codecs.reference.yuv import YuvFormat, read_yuv, write_yuv
 from jaxwrap.samples import max_sample, to_integers
 
@@ -70,6 +70,8 @@ class ReferenceEncoder:
     standard: ClassVar[Standard]
     qp_range: ClassVar[tuple[int, int]] = QP_RANGE
     presets: ClassVar[tuple[str, ...]] = ()
+    config_files: ClassVar[tuple[str, ...]] = ()
+    """Paths of all configuration files that it may be given, in their folder."""
 
     # How the program says who it is: arguments, pattern of the version, name before it.
     _banner: ClassVar[tuple[tuple[str, ...], str, str]]
@@ -91,9 +93,12 @@ class ReferenceEncoder:
 
     @property
     def version(self) -> str:
-        """For example ``HM 18.0, jaxwrap patch v1, modes diag, idse, sha256 0123456789ab``. Errors as in
-        `identity`."""
-        return str(self.identity)
+        """What its encodes depend on: the identity of the binary, and the hash of its configuration files, such as
+        ``HM 18.0, jaxwrap patch v1, modes diag, idse, sha256 0123456789ab, configurations 0123456789ab``. Errors as in
+        `identity`; configuration files that are missing are left to `check`."""
+        identity = str(self.identity)
+        configs = hash_configs(self.name, self.program, self.config_files, self.configs)
+        return f"{identity}, configurations {configs[:12]}" if configs else identity
 
     def check(self, size: tuple[int, int], request: EncodeRequest) -> None:
         """Raises `ValueError` where `encode` would refuse this request for frames of ``size`` = (height, width), and

@@ -17,11 +17,13 @@ from jaxwrap.codecs.bitstream import Standard
 from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job
 from jaxwrap.codecs.reference.patched import PatchedEncoder
 
-_STEMS: dict[Config, str] = {
-    "intra": "encoder_intra",
-    "lowdelay": "encoder_lowdelay_P",
-    "randomaccess": "encoder_randomaccess",
+_PROFILES = {8: "main", 10: "main10"}
+_FILES: dict[Config, str] = {
+    "intra": "encoder_intra_{}.cfg",
+    "lowdelay": "encoder_lowdelay_P_{}.cfg",
+    "randomaccess": "encoder_randomaccess_{}.cfg",
 }
+_SMALL_GROUPS = "misc/encoder_randomaccess_{}_GOP8.cfg"
 _GOP = 16
 
 
@@ -31,13 +33,15 @@ class Hm(PatchedEncoder):
 
     name: ClassVar[str] = "hm"
     standard: ClassVar[Standard] = "hevc"
+    config_files: ClassVar[tuple[str, ...]] = tuple(
+        name.format(profile) for profile in _PROFILES.values() for name in (*_FILES.values(), _SMALL_GROUPS)
+    )
     _banner: ClassVar[tuple[tuple[str, ...], str, str]] = ((), r"HM software: Encoder Version \[([^\]]+)\]", "HM")
 
     def _config_file(self, config: Config, request: EncodeRequest) -> str:
-        profile = "main" if request.bit_depth == 8 else "main10"
         period = intra_period(config, request.fps)
         small = config == "randomaccess" and period is not None and period % _GOP
-        return f"misc/{_STEMS[config]}_{profile}_GOP8.cfg" if small else f"{_STEMS[config]}_{profile}.cfg"
+        return (_SMALL_GROUPS if small else _FILES[config]).format(_PROFILES[request.bit_depth])
 
     def _arguments(self, job: Job) -> list[str]:
         request = job.request

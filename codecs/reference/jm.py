@@ -46,6 +46,7 @@ class Jm(PatchedEncoder):
     name: ClassVar[str] = "jm"
     standard: ClassVar[Standard] = "avc"
     presets: ClassVar[tuple[str, ...]] = (NO_8X8,)
+    config_files: ClassVar[tuple[str, ...]] = tuple(_FILES.values())
     _banner: ClassVar[tuple[tuple[str, ...], str, str]] = (("-v",), r"JM-(\S+)", "JM")
 
     def check(self, size: tuple[int, int], request: EncodeRequest) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +67,26 @@ def find_config(name: str, binary: Path, file: str, configs: Path | None = None)
         f"{name} needs its configuration file {file}, and no folder above {binary} has it in cfg/ or bin/: set "
         f"{variable} to the folder of the encoder's configuration files"
     )
+
+
+def hash_configs(name: str, binary: Path, files: Sequence[str], configs: Path | None = None) -> str:
+    """SHA-256 (hex) of an encoder's configuration files, names and content; those that are missing do not count. Empty
+    where none is there. ``configs``: as in `find_config`."""
+    found: list[tuple[str, Path]] = []
+    for file in files:
+        with contextlib.suppress(ValueError):
+            found.append((file, find_config(name, binary, file, configs)))
+    stamps = [(path.stat().st_mtime_ns, path.stat().st_size) for _, path in found]
+    return _hash_files(tuple(found), tuple(stamps)) if found else ""
+
+
+@functools.lru_cache(maxsize=32)
+def _hash_files(files: tuple[tuple[str, Path], ...], stamps: tuple[tuple[int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files:
+        content = path.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 class Identity(NamedTuple):

@@ -31,6 +31,7 @@ class Vtm(ReferenceEncoder):
     name: ClassVar[str] = "vtm"
     standard: ClassVar[Standard] = "vvc"
     qp_range: ClassVar[tuple[int, int]] = (0, 63)
+    config_files: ClassVar[tuple[str, ...]] = tuple(_FILES.values())
     _banner: ClassVar[tuple[tuple[str, ...], str, str]] = ((), r"VTM Encoder Version (\S+)", "VTM")
 
     def _config_file(self, config: Config, request: EncodeRequest) -> str:

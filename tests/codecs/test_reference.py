@@ -4,6 +4,7 @@ their lossless modes, so that what must be decoded is known; their own packets s
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 from jaxwrap.arrays import Frame, Yuv400, Yuv420, frame_of
-from jaxwrap.codec import DECISIONS, EncodeRequest, RowWeights, Weights
+from jaxwrap.codec import CONFIGS, DECISIONS, EncodeRequest, RowWeights, Weights
 from jaxwrap.codecs.bitstream import access_units, count_bits, nal_units
 from jaxwrap.codecs.reference.encoder import LOG, MIN_SIZE, STREAM, ReferenceEncoder
 from jaxwrap.codecs.reference.hm import Hm
@@ -235,7 +236,7 @@ def test_version_names_patch_modes_and_the_hash_of_the_binary(stand_in, tmp_path
         (stand_in("y", banner=f"JM-19.0\n{PATCH_LINE}"), Jm, "JM 19.0, jaxwrap patch v1, modes diag, idse"),
     ):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert encoder(path).version == f"{wanted}, sha256 {digest[:12]}"
+        assert str(encoder(path).identity) == f"{wanted}, sha256 {digest[:12]}"
 
 
 def test_a_rebuilt_binary_is_asked_again(stand_in):
@@ -286,6 +287,28 @@ def test_configuration_files_are_found_by_option_then_variable_then_beside_the_b
     monkeypatch.delenv("JAXWRAP_HM_CFG")
     with pytest.raises(ValueError, match="set JAXWRAP_HM_CFG to the folder"):
         find_config("hm", tmp_path / "elsewhere" / "encoder", file)
+
+
+def test_every_configuration_file_that_an_encode_is_given_is_part_of_the_version(stand_in, tmp_path):
+    encoder = Hm(stand_in())
+    identity, _, before = encoder.version.partition(", configurations ")
+    assert identity == str(encoder.identity)
+    assert len(before) == 12
+    seen = {before}
+    # 25 frames per second: I pictures 24 apart, which is no multiple of 16.
+    for config, bit_depth, fps in itertools.product(CONFIGS, (8, 10), (25.0, 60.0)):
+        request = EncodeRequest(qp=30, config=config, bit_depth=bit_depth, fps=fps)
+        file = encoder._config_file(config, request)
+        assert file in encoder.config_files
+        path = tmp_path / "tree" / "cfg" / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{path.read_text() if path.exists() else ''}QP : 3\n")
+        changed = encoder.version.rpartition(" ")[2]
+        assert changed not in seen
+        seen.add(changed)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert Hm(encoder.binary, configs=elsewhere).version == identity  # none is there: `check` says so
 
 
 def test_weights_are_written_as_given_and_named_with_mode_period_and_decisions(stand_in, tmp_path):
