@@ -125,10 +125,12 @@ class EncodeResult:
     """What a codec gives back.
 
     ``decoded``: samples in ``[0, 2^d − 1]`` at the input's size. ``bits``: ``[N]`` per picture, in the order of the
-    input, everything counted. ``header_bits``: the part of the sum that is parameter sets. ``seconds``: wall time of
-    encoding (0 under `jax.jit`). ``command``: what was run, enough to repeat it. ``verified``: a decoder that shares no
-    code with the encoder gave ``decoded``, and it equals the encoder's own reconstruction (for JPEG, whose inverse DCT
-    is not normative, within ± 1); False where that is not known (the proxy).
+    input, everything counted. ``header_bits``: the part of the sum that is parameter sets. ``seconds``: of encoding,
+    wall time in process, processor time where the encoder is a program (0 under `jax.jit`). ``command``: what was run,
+    enough to repeat it. ``verified``: a decoder that shares no code with the encoder gave ``decoded``, and it equals
+    the encoder's own reconstruction (for JPEG, whose inverse DCT is not normative, within ± 1); False where that is not
+    known (the proxy). ``units``: where a trace was asked for, int32 ``[K, 6]``, one row per coding unit as finally
+    written (HM: leaf coding unit; JM: macroblock): frame in display order, x, y, width, height in luma samples, bits.
     """
 
     decoded: Frame

@@ -26,6 +26,7 @@ from jaxwrap.train.bench.rdo_table import (
     Place,
     Series,
     best_sse,
+    caption,
     compare,
     generation_table,
     own_table,
@@ -72,7 +73,23 @@ def test_a_curve_of_nine_tenths_of_the_rate_is_ten_percent_better_with_no_spread
     assert found.mean == pytest.approx(-10, abs=1e-4)
     assert found.low == pytest.approx(-10, abs=1e-3)
     assert found.num_sequences == 4
+    # Both span the same 20 dB; moved by 10 dB they share 10 of 30.
+    assert compare(anchor, test).overlap == pytest.approx(1)
+    lower = {
+        name: [dataclasses.replace(p, receiver_snr=p.receiver_snr - 10) for p in curve] for name, curve in test.items()
+    }
+    assert compare(anchor, lower).overlap == pytest.approx(10 / 30)
+    assert str(compare(anchor, lower)).endswith(" †")
+    assert not str(compare(anchor, test)).endswith(" †")
     assert time_ratio(anchor, test) == pytest.approx(1.04)
+
+
+def test_a_caption_says_what_figures_rest_on() -> None:
+    two = rows_of(Curves([*measured("sse", 1.0, pictures=2), *measured("wa", 0.9, pictures=2)]))
+    assert caption(two) == "2 pictures, 95 % bootstrap interval (of fewer than 4: no more than their range)"
+    low = [dataclasses.replace(p, receiver_snr=p.receiver_snr - 12) for p in measured("wa", 0.9)]
+    said = caption(rows_of(Curves([*measured("sse", 1.0), *low])))
+    assert said == "4 pictures, 95 % bootstrap interval; † some curves share less than 50% of their qualities"
 
 
 def test_every_series_is_held_against_sse_at_the_scale_of_lambda_that_suits_sse_best() -> None:

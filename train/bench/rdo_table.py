@@ -22,12 +22,16 @@ from rich.table import Table
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.metrics.bjontegaard import Interval, bd_rate, bootstrap_mean
 from jaxwrap.train.evaluate.points import Point
+from jaxwrap.train.report.bd import LOW_OVERLAP
 
 SSE = "sse"
 CONTROLS = ("shuffle", "only:")
 """Stages by which a series is a control or an ablation: it tells why, and is no way to code."""
 GENERATIONS = ("jm", "hm", "vvenc", "vtm")
 """Reference encoders, from the older standard to the newer, and within one from the lesser to the greater effort."""
+
+FEW = 4
+"""With fewer pictures the bootstrap interval is their range: more than 2.5 % of resamples repeat a single one."""
 
 Quality = Literal["receiver_snr", "psnr_yuv"]
 
@@ -121,10 +125,14 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """BD-rate [%] of a test curve against an anchor; ``interval`` is None where no picture has one."""
+    """BD-rate [%] of a test curve against an anchor, over ``interval.num_sequences`` pictures; ``left_out`` others
+    allowed none. ``overlap``: qualities that both curves of a picture reach, as a fraction of those that they span
+    together; the least of all pictures.
+    ``interval`` and ``overlap`` are None where no picture has a BD-rate."""
 
     interval: Interval | None
     left_out: int
+    overlap: float | None = None
 
     @property
     def is_worse(self) -> bool:
@@ -135,21 +143,24 @@ class Comparison:
         i = self.interval
         if i is None:
             return "—"
-        return f"{i.mean:+.1f} %" + ("" if i.low is None else f" ({i.low:+.1f} … {i.high:+.1f})")
+        weak = " †" if self.overlap is not None and self.overlap < LOW_OVERLAP else ""
+        return f"{i.mean:+.1f} %" + ("" if i.low is None else f" ({i.low:+.1f} … {i.high:+.1f})") + weak
 
 
 def compare(anchor: Curve, test: Curve, quality: Quality = "receiver_snr") -> Comparison:
     """BD-rate per picture that both have, and its mean over them."""
-    values, left_out = [], 0
+    found, left_out = [], 0
     for name in anchor.keys() & test.keys():
         sides = [
             ([p.bits for p in curve[name]], [getattr(p, quality) for p in curve[name]]) for curve in (anchor, test)
         ]
         try:
-            values.append(bd_rate(*sides[0], *sides[1]).value)
+            found.append(bd_rate(*sides[0], *sides[1]))
         except ValueError:
             left_out += 1
-    return Comparison(bootstrap_mean(sorted(values)) if values else None, left_out)
+    if not found:
+        return Comparison(None, left_out)
+    return Comparison(bootstrap_mean(sorted(one.value for one in found)), left_out, min(one.overlap for one in found))
 
 
 def time_ratio(anchor: Curve, test: Curve) -> float | None:
@@ -227,7 +238,8 @@ def _row(curves: Curves, place: Place, series: Series, where: Place, anchor: Ser
 
 ROW_COLUMNS = (
     "receiver", "config", "preset", "codec", "series", "lambda_scale", "against", "anchor_codec", "anchor_lambda_scale",
-    "bd_rate", "low", "high", "pictures", "left_out", "bd_rate_psnr", "psnr_low", "psnr_high", "encoder_time",
+    "bd_rate", "low", "high", "pictures", "left_out", "overlap",
+    "bd_rate_psnr", "psnr_low", "psnr_high", "encoder_time",
 )  # fmt: skip
 
 
@@ -240,7 +252,8 @@ def row_cells(row: Row) -> dict[str, Any]:
             (
                 row.place.receiver, row.place.config, row.place.preset, row.place.codec, row.series.name,
                 row.series.lambda_scale, row.against, row.anchor_codec, row.anchor.lambda_scale,
-                *_figures(snr), 0 if snr is None else snr.num_sequences, row.snr.left_out, *_figures(psnr),
+                *_figures(snr), 0 if snr is None else snr.num_sequences, row.snr.left_out,
+                None if row.snr.overlap is None else round(row.snr.overlap, 3), *_figures(psnr),
                 None if row.time is None else round(row.time, 3),
             ),
             strict=True,
@@ -339,6 +352,10 @@ def caption(rows: Sequence[Row]) -> str:
     left_out = max((row.snr.left_out for row in rows), default=0)
     noun = "picture" if counts == [1] else "pictures"
     text = f"{' or '.join(map(str, counts)) or 'no'} {noun}, 95 % bootstrap interval"
+    if counts and counts[0] < FEW:
+        text += f" (of fewer than {FEW}: no more than their range)"
+    if any("†" in f"{row.snr}{row.psnr}" for row in rows):
+        text += f"; † some curves share less than {LOW_OVERLAP:.0%} of their qualities"
     return text + (f"; up to {left_out} left out (curves not monotone or without overlap)" if left_out else "")
 
 

@@ -25,8 +25,9 @@ class Point:
     ``bits`` counts everything that a decoder needs: the stream with its ``header_bits`` (parameter sets), the method's
     side information, and ``mode_bits`` for telling the mode. ``kbps`` = bits · fps / (1000 · frames); ``bpp`` is per
     pixel of the original. Qualities are in dB, but ``ms_ssim`` in [0, 1]. Seconds are wall time of the whole clip,
-    without compilation; ``wrapper_s`` is pre- and post-processor, ``method_s`` the plan, ``map_s`` the same where the
-    plan is an importance map. ``lambda_scale`` multiplies the encoder's own λ.
+    without compilation; ``encode_s`` of an encoder that is a program is its processor time; ``wrapper_s`` is pre- and
+    post-processor, ``method_s`` the plan, ``map_s`` the same where the plan is an importance map. ``lambda_scale``
+    multiplies the encoder's own λ.
     ``receiver_snr`` is what coding alone costs the receiver, 10 log₁₀(‖r(z)‖²_M / ‖r(ẑ) − r(z)‖²_M) over the clip, z
     the samples before the method; empty where no network looks at them, or nothing was lost.
     ``method_options`` is JSON. ``verified``: an independent decoder reproduced the encoder's reconstruction.
