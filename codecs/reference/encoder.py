@@ -56,6 +56,25 @@ class Job:
         return max(1, round(self.request.fps))
 
 
+def shared_options(job: Job) -> dict[str, object]:
+    """Options that have the same names in HM, VTM and VVenC: files, geometry, bit depths, QP, no picture hashes."""
+    return {
+        "InputFile": job.source,
+        "BitstreamFile": STREAM,
+        "ReconFile": RECONSTRUCTION,
+        "SourceWidth": job.geometry.width,
+        "SourceHeight": job.geometry.height,
+        "FramesToBeEncoded": job.frames,
+        "FrameRate": job.rate,
+        "InputBitDepth": job.request.bit_depth,
+        "InternalBitDepth": job.request.bit_depth,
+        "OutputBitDepth": job.request.bit_depth,
+        "InputChromaFormat": job.geometry.chroma,
+        "QP": job.qp,
+        "SEIDecodedPictureHash": 0,
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class ReferenceEncoder:
     """A reference encoder as a `jaxwrap.codec.Codec`; picklable, cheap to construct: nothing is looked for before it

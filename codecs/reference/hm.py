@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from jaxwrap.codec import Config, EncodeRequest, intra_period
 from jaxwrap.codecs.bitstream import Standard
-from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job
+from jaxwrap.codecs.reference.encoder import Job, shared_options
 from jaxwrap.codecs.reference.patched import PatchedEncoder
 
 _PROFILES = {8: "main", 10: "main10"}
@@ -46,23 +46,10 @@ class Hm(PatchedEncoder):
     def _arguments(self, job: Job) -> list[str]:
         request = job.request
         period = intra_period(request.config, request.fps)
-        options: dict[str, object] = {
-            "InputFile": job.source,
-            "BitstreamFile": STREAM,
-            "ReconFile": RECONSTRUCTION,
-            "SourceWidth": job.geometry.width,
-            "SourceHeight": job.geometry.height,
-            "FramesToBeEncoded": job.frames,
-            "FrameRate": job.rate,
-            "InputBitDepth": request.bit_depth,
-            "InternalBitDepth": request.bit_depth,
-            "OutputBitDepth": request.bit_depth,
-            "InputChromaFormat": job.geometry.chroma,
+        options = shared_options(job) | {
             "ConformanceWindowMode": 1,  # pads to whole coding units
-            "QP": job.qp,
             "IntraPeriod": -1 if period is None else period,
             "TemporalFilter": 0,
-            "SEIDecodedPictureHash": 0,
         }
         if job.geometry.chroma == "400":
             options["Profile"] = "main-RExt"  # the version 1 profiles are 4:2:0 only

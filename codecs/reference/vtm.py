@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from jaxwrap.codec import Config, EncodeRequest, intra_period
 from jaxwrap.codecs.bitstream import Standard
-from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job, ReferenceEncoder
+from jaxwrap.codecs.reference.encoder import Job, ReferenceEncoder, shared_options
 
 _FILES: dict[Config, str] = {
     "intra": "encoder_intra_vtm.cfg",
@@ -42,24 +42,11 @@ class Vtm(ReferenceEncoder):
         period = intra_period(request.config, request.fps)
         if period is not None and request.config == "randomaccess":
             period = _GOP * max(1, round((period + 0.5) / _GOP))  # halves up: 24 becomes 32
-        options: dict[str, object] = {
-            "InputFile": job.source,
-            "BitstreamFile": STREAM,
-            "ReconFile": RECONSTRUCTION,
-            "SourceWidth": job.geometry.width,
-            "SourceHeight": job.geometry.height,
-            "FramesToBeEncoded": job.frames,
-            "FrameRate": job.rate,
-            "InputBitDepth": request.bit_depth,
-            "InternalBitDepth": request.bit_depth,
-            "OutputBitDepth": request.bit_depth,
-            "InputChromaFormat": job.geometry.chroma,
+        options = shared_options(job) | {
             "ConformanceWindowMode": 1,  # pads to whole coding units
-            "QP": job.qp,
             "IntraPeriod": -1 if period is None else period,
             "TemporalSubsampleRatio": 1,  # the intra configuration codes every eighth picture
             "TemporalFilter": 0,
-            "SEIDecodedPictureHash": 0,
         }
         config = self._config_path(self._config_file(request.config, request))
         return ["-c", str(config), *self._words(options)]

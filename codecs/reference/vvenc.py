@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from jaxwrap.codec import Config, EncodeRequest, intra_period
 from jaxwrap.codecs.bitstream import Standard
-from jaxwrap.codecs.reference.encoder import RECONSTRUCTION, STREAM, Job, ReferenceEncoder
+from jaxwrap.codecs.reference.encoder import Job, ReferenceEncoder, shared_options
 
 _GOP = 16
 
@@ -36,27 +36,15 @@ class Vvenc(ReferenceEncoder):
     def _arguments(self, job: Job) -> list[str]:
         request = job.request
         period = intra_period(request.config, request.fps)
-        options: dict[str, object] = {
-            "preset": request.preset or "medium",
-            "InputFile": job.source,
-            "BitstreamFile": STREAM,
-            "ReconFile": RECONSTRUCTION,
-            "SourceWidth": job.geometry.width,
-            "SourceHeight": job.geometry.height,
-            "FramesToBeEncoded": job.frames,
-            "FrameRate": job.rate,
-            "InputBitDepth": request.bit_depth,
-            "InternalBitDepth": request.bit_depth,
-            "OutputBitDepth": request.bit_depth,
-            "InputChromaFormat": job.geometry.chroma,
-            "QP": job.qp,
+        # The preset comes first: what stands after it overrides what it sets.
+        options: dict[str, object] = {"preset": request.preset or "medium"}
+        options |= shared_options(job) | {
             "Threads": 0,
             "PerceptQPA": 0,
             "MCTF": 0,
             "BIM": 0,
             "STA": 0,  # no I pictures at scene cuts
             "POC0IDR": 1,
-            "SEIDecodedPictureHash": 0,
         }
         if request.config == "intra":
             options |= {"GOPSize": 1, "IntraPeriod": 1, "IntraQPOffset": 0}
