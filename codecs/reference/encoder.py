@@ -169,7 +169,7 @@ class ReferenceEncoder:
                 *self._weight_arguments(folder, samples, request),
             ]
             finished = launch(command, folder, timeout_s=self.timeout_s)
-            (folder / LOG).write_text(finished.log)
+            (folder / LOG).write_text(finished.log, encoding="utf-8")
             try:
                 decoded, bits, header_bits = self._verified(folder, samples, job)
                 units = self._units(folder, job)

@@ -63,7 +63,7 @@ class PatchedEncoder(ReferenceEncoder):
                     writer.finish(mode="wa", receiver="", sketches=0)
             else:
                 options["WeightMode"] = 1
-                options["WeightTau"] = repr(weights.tau)
+                options["WeightTau"] = repr(float(weights.tau))
                 write_rows(folder / ROWS, JacobianRows(planes))
         if request.lambda_scale != 1.0:
             options["WeightLambdaScale"] = repr(float(request.lambda_scale))

@@ -435,6 +435,7 @@ def test_the_map_of_an_i_picture_is_held_until_the_next(
     coded = encode(patched, tmp_path, source, {**options, "WeightMap": map_file(tmp_path / "m.dat", maps)})
     trace = read_trace(coded.trace)
     assert dict(zip(trace.units[:, 0].tolist(), trace.types, strict=True)) == {0: "I", 1: "P", 2: "I"}
+    assert {cost.frame for cost in trace.costs} == {0, 1, 2}
     held = coded_weights([maps[0], maps[0], maps[1]], source)
     for cost in trace.costs:
         wanted = quadratic_form(cost, held)

@@ -345,7 +345,7 @@ def test_rows_are_written_with_their_tau(stand_in, tmp_path):
     frames = noise(2, chroma=Yuv400)
     rows = np.random.default_rng(0).integers(-8, 8, (2, 3, 48, 64)) / 4.0
     result = Hm(stand_in(), keep=tmp_path / "kept").encode(
-        frames, EncodeRequest(qp=30, weights=RowWeights(Yuv400(rows), 0.25))
+        frames, EncodeRequest(qp=30, weights=RowWeights(Yuv400(rows), np.float64(0.25)))
     )
     assert "--WeightMap=map.rows --WeightPeriod=1 --WeightDecisions=15 --WeightMode=1" in result.command
     assert "--WeightTau=0.25" in result.command
