@@ -18,7 +18,8 @@ part            what
 Series: ``sse`` with the encoder's λ × 1, 1/1.5 and 1/2 (uniform weights: what a mere change of λ does); ``wa`` (a
 sketched map of each picture), ``iwa`` (of each I frame; all intra it is wa), ``fwa`` (frozen, the mean over training
 pictures), ``calibrated`` (frozen, from a codec's errors, one weight per block, shrunk; at the three scales of λ),
-``fold`` (samples times the root of the calibrated weights, coded by plain SSE), ``wa+dqp`` (QP offsets),
+``fold`` (samples times the root of the calibrated weights, coded by plain SSE; the decoder has these weights as it has
+the wrapper, so that no bits are counted for them), ``wa+dqp`` (QP offsets),
 ``wa+shuffle`` (the map's blocks in random order: the control), ``idse``.
 
 What an encoder refuses is left out and named; what fails is tried again by the same command. Two cores take about 45
