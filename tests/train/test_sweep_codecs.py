@@ -191,7 +191,8 @@ def test_the_cost_is_told_before_a_long_sweep_from_one_encode_of_each_codec_or_f
     more, text = sweep([*qps, *range(21, 43, 2)], "second")
     assert (more.from_cache, more.encodes) == (11, 11)
     assert "11 × 0.25 s in coarse; on 2 processes about 0.023 min" in text
-    assert log.read_text().split("\n")[11].split()[1] == "21"  # nothing is tried out first: the cache knew
+    # Nothing is tried out first, for the cache knew: not QP 31, the middle one. Two workers race for the first line.
+    assert log.read_text().split("\n")[11].split()[1] in ("21", "23")
 
 
 def test_estimates_scale_with_samples_and_wait_for_all_codecs() -> None:
