@@ -361,13 +361,14 @@ def caption(rows: Sequence[Row]) -> str:
 
 def verdict_lines(rows: Sequence[Row]) -> list[str]:
     """The aim, checked at the encoder's own λ: which weighted methods are worse than SSE at its own best λ, beyond
-    their interval; the largest gain at each receiver; the largest encoder time. Controls do not count."""
+    their interval; the largest gain at each receiver; the largest encoder time. Controls do not count, nor does a worse
+    figure of fewer than `FEW` pictures, whose interval is their range."""
     weighted = [row for row in rows if row.series.name != SSE and not row.series.is_control]
     at_best = [row for row in weighted if row.against == "own best sse"]
-    judged = [row for row in at_best if row.snr.interval is not None and row.snr.interval.low is not None]
+    judged = [row for row in at_best if row.snr.interval is not None and row.snr.interval.num_sequences >= FEW]
     worse = [row for row in judged if row.snr.is_worse]
     lines = [
-        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(judged)} comparisons with one"
+        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(judged)} comparisons over {FEW} pictures or more"
         + (": " if worse else "")
         + "; ".join(f"{_where(row)} {row.snr}" for row in worse)
     ]
