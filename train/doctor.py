@@ -12,6 +12,7 @@ from jaxwrap.codec import CONFIGS, EncodeRequest
 from jaxwrap.codecs.reference.encoder import ReferenceEncoder
 from jaxwrap.codecs.reference.hm import Hm
 from jaxwrap.codecs.reference.jm import Jm
+from jaxwrap.codecs.reference.patched import PatchedEncoder
 from jaxwrap.codecs.reference.vtm import Vtm
 from jaxwrap.codecs.reference.vvenc import Vvenc
 
@@ -39,6 +40,8 @@ def examine() -> list[tuple[str, str, str]]:
 def _finding(encoder: ReferenceEncoder) -> str:
     try:
         found = f"{encoder.version}, {encoder.program}"
+        if isinstance(encoder, PatchedEncoder) and encoder.identity.modes is None:
+            found += f"; unpatched, so that it takes no weights: jaxwrap patch {encoder.name}"
     except RuntimeError as error:
         return str(error)
     try:

@@ -251,6 +251,8 @@ def new_methods(
             )
     methods = [parse_method(name, options) for name in names]
     if decisions is not None:
+        if all(method.weights_as is None for method in methods):
+            raise ValueError(f"decisions {', '.join(decisions)} were given, and no method makes weights that they use")
         only = f"only:{':'.join(decisions) or 'none'}"
         said = [m.weights_as is None or any(isinstance(s, Only) for s in stages_of(m)) for m in methods]
         methods = [
@@ -272,10 +274,13 @@ def new_methods(
                 "its planes, so nothing would change: use fold with this map, or fwa+dqp with a map of mode fwa"
             )
     used = {stage.name for method in methods for stage in stages_of(method)}
+    if rows is not None and "idse" not in used:
+        raise ValueError(f"{rows} rows were asked for, and no method is idse")
     for mode, path in files.items():
         if mode not in used and not ("fold" in used and mode == frozen):
             raise ValueError(
-                f"--map {path} is of mode {mode}, and no method uses it: add {mode}+dqp to the methods, or leave it out"
+                f"--map {path} is of mode {mode}, and no method uses it: add {mode} to the methods (patched hm, jm) or "
+                f"{mode}+dqp (QP offsets, also x264, x265), or leave it out"
             )
     return methods
 

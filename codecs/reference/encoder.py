@@ -26,7 +26,7 @@ from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Config, EncodeRequest, EncodeResult
 from jaxwrap.codecs.bitstream import Standard, access_units, count_bits, decode
 from jaxwrap.codecs.reference.launch import EncoderError, launch
-from jaxwrap.codecs.reference.programs import Identity, find_config, hash_configs, identify, require_program
+from jaxwrap.codecs.reference.programs import PROGRAMS, Identity, find_config, hash_configs, identify, require_program
 from jaxwrap.codecs.reference.yuv import YuvFormat, read_yuv, write_yuv
 from jaxwrap.samples import max_sample, to_integers
 
@@ -108,7 +108,12 @@ class ReferenceEncoder:
     @property
     def identity(self) -> Identity:
         """Version, patch level and hash of the binary. Raises `RuntimeError` where it is missing or another program."""
-        return identify(self.program, *self._banner)
+        program = self.program
+        try:
+            return identify(program, *self._banner)
+        except RuntimeError as error:
+            variable, names = PROGRAMS[self.name]
+            raise RuntimeError(f"{error}. Point {variable} at {' or '.join(names)}") from error
 
     @property
     def version(self) -> str:

@@ -44,8 +44,11 @@ def launch(command: Sequence[str | Path], folder: Path, *, timeout_s: float) -> 
     words = [str(word) for word in command]
     outputs = [folder / "stdout.txt", folder / "stderr.txt"]
 
+    def printed() -> list[str]:
+        return [path.read_text("utf-8", "replace") if path.exists() else "" for path in outputs]
+
     def log() -> str:
-        texts = [path.read_text("utf-8", "replace") if path.exists() else "" for path in outputs]
+        texts = printed()
         return f"$ {shlex.join(words)}\n{texts[0]}\n--- errors ---\n{texts[1]}"
 
     try:
@@ -59,14 +62,14 @@ def launch(command: Sequence[str | Path], folder: Path, *, timeout_s: float) -> 
 
     def stop() -> None:
         expired.set()
-        _kill_group(process.pid)
+        kill_group(process.pid)
 
     timer = threading.Timer(timeout_s, stop)
     timer.start()
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:  # such as Ctrl-C: no encoder outlives its caller
-        _kill_group(process.pid)
+        kill_group(process.pid)
         process.wait()
         raise
     finally:
@@ -74,8 +77,11 @@ def launch(command: Sequence[str | Path], folder: Path, *, timeout_s: float) -> 
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         reason = f"took more than {timeout_s:g} s and was stopped" if expired.is_set() else _ending(process.returncode)
-        last = "\n".join([line for line in log().splitlines() if line.strip()][-_LAST_LINES:])
-        raise EncoderError(f"{Path(words[0]).name} {reason}. The end of its log:\n{last}", log())
+        said = [[line for line in text.splitlines() if line.strip()] for text in printed()]
+        if not expired.is_set() and (ends := [lines[-1].strip() for lines in reversed(said) if lines]):
+            reason += f": {ends[0]}"  # the last word on stderr, else stdout, for lists of failures
+        last = "\n".join([*said[0], "--- errors ---", *said[1]][-_LAST_LINES:])
+        raise EncoderError(f"{Path(words[0]).name} {reason}\nThe end of its log:\n{last}", log())
     return Finished(log(), usage.ru_utime + usage.ru_stime)
 
 
@@ -83,6 +89,7 @@ def _ending(code: int) -> str:
     return f"ended with status {code}" if code > 0 else f"was ended by signal {-code} ({signal.strsignal(-code)})"
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
+    """Ends a program that was started in a session of its own, with its children."""
     with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.killpg(pid, signal.SIGKILL)

@@ -125,7 +125,8 @@ def next_step(name: str, changed: tuple[str, ...], *, reverse: bool = False) -> 
     """What was done and what the user does next, in words; ``changed`` is what `patch_tree` returned."""
     tree = _tree(name)
     done = "has no patch in it" if reverse else "is patched"
-    first = f"{len(changed)} files changed: {tree.title} {done}." if changed else f"{tree.title} {done} already."
+    files = f"{len(changed)} file{'s' * (len(changed) != 1)} changed"
+    first = f"{files}: {tree.title} {done}." if changed else f"Nothing to do: {tree.title} {done}."
     return first if reverse else f"{first} Next: {tree.build}, set {tree.variable} to its binary, run jaxwrap doctor."
 
 
@@ -138,7 +139,7 @@ def apply(patch: Patch, tree: Path, header_folder: str, *, reverse: bool = False
     for path, file in patch.files.items():
         try:
             content = (tree / path).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             troubles.append(f"{path} is missing")
             continue
         plain = content if _is_original(content, file) else remove(content, file)
@@ -157,7 +158,7 @@ def apply(patch: Patch, tree: Path, header_folder: str, *, reverse: bool = False
             + "\n  ".join(troubles)
             + "\nTake an unchanged tree of that version, or reverse the other patch with the version that made it"
         )
-    before = {path: (tree / path).read_bytes() if (tree / path).exists() else None for path in wanted}
+    before = {path: _content(tree / path) for path in wanted}
     changed = [path for path, content in wanted.items() if content != before[path]]
     # Headers come first and go last, so that a tree is never left with a file that includes a missing header.
     changed.sort(key=lambda path: (before[path] is not None) != reverse)
@@ -166,9 +167,13 @@ def apply(patch: Patch, tree: Path, header_folder: str, *, reverse: bool = False
         for path in changed:
             done.append(path)
             _write(tree / path, wanted[path])
-    except BaseException:
+    except BaseException as error:
         for path in done:
-            _write(tree / path, before[path])
+            if _content(tree / path) != before[path]:
+                _write(tree / path, before[path])
+        if isinstance(error, OSError):
+            message = f"{tree / done[-1]} cannot be written: {error.strerror}; the tree is as it was"
+            raise OSError(error.errno, message) from error
         raise
     return tuple(sorted(changed))
 
@@ -219,6 +224,10 @@ def _lines(content: bytes) -> list[bytes]:
 
 def _is_original(content: bytes, file: FilePatch) -> bool:
     return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest() == file.sha256
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _write(path: Path, content: bytes | None) -> None:

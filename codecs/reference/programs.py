@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxwrap.codecs.reference.launch import kill_group
+
 PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "hm": ("JAXWRAP_HM", ("TAppEncoderStatic", "TAppEncoder")),
     "jm": ("JAXWRAP_JM", ("lencod", "lencod.exe")),
@@ -117,12 +119,9 @@ def identify(binary: Path, arguments: tuple[str, ...], pattern: str, label: str)
 def _identify(binary: Path, arguments: tuple[str, ...], pattern: str, label: str, mtime: int, size: int) -> Identity:
     command = [str(binary), *arguments]
     try:
-        answer = subprocess.run(  # an encoder that is given nothing to do may well end with an error
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_BANNER_SECONDS, check=False
-        )
+        banner = _printed(command)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(f"{' '.join(command)} was asked for its version: {error}") from error
-    banner = (answer.stdout + answer.stderr).decode("utf-8", "replace")
     version = re.search(pattern, banner)
     if version is None:
         lines = " / ".join(banner.split("\n")[:3])[:200]
@@ -136,6 +135,24 @@ def _identify(binary: Path, arguments: tuple[str, ...], pattern: str, label: str
         tuple(mode.strip() for mode in patch[2].split(",")) if patch else None,
         digest,
     )
+
+
+def _printed(command: list[str]) -> str:
+    """All that a program prints; one that does not end in time is stopped, with its children. An encoder that is given
+    nothing to do may well end with an error, so that its status says nothing."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=_BANNER_SECONDS)
+        except BaseException:
+            kill_group(process.pid)
+            raise
+    return (out + errors).decode("utf-8", "replace")
 
 
 def _executable(path: Path, given: str, names: tuple[str, ...]) -> Path:

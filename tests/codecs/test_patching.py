@@ -123,7 +123,22 @@ def test_a_write_that_fails_leaves_the_tree_as_it_was(tmp_path, monkeypatch):
         path.write_bytes(new)
 
     monkeypatch.setattr(patching, "write_atomically", fail_at_the_third)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"b\.c cannot be written: No space left on device; the tree is as it was"):
+        apply(demo_patch(), tree, "inc")
+    assert content(tree) == before
+
+
+def test_a_file_that_refuses_to_be_written_does_not_keep_the_others_from_being_put_back(tmp_path, monkeypatch):
+    tree = tree_of(tmp_path, BEFORE)
+    before = content(tree)
+
+    def refuse_one(path: Path, new: bytes) -> None:
+        if path.name == "b.c":
+            raise PermissionError(13, "Permission denied")
+        path.write_bytes(new)
+
+    monkeypatch.setattr(patching, "write_atomically", refuse_one)
+    with pytest.raises(OSError, match="Permission denied; the tree is as it was"):
         apply(demo_patch(), tree, "inc")
     assert content(tree) == before
 
@@ -187,8 +202,8 @@ def test_an_encoder_without_a_patch_is_refused(tmp_path):
 def test_the_user_is_told_what_to_do_next():
     assert "2 files changed: HM 18.0 is patched. Next: build TAppEncoder" in next_step("hm", ("a", "b"))
     assert "set JAXWRAP_JM" in next_step("jm", ())
-    assert "is patched already" in next_step("jm", ())
-    assert next_step("hm", ("a",), reverse=True) == "1 files changed: HM 18.0 has no patch in it."
+    assert next_step("jm", ()).startswith("Nothing to do: JM 19.0 is patched. Next: ")
+    assert next_step("hm", ("a",), reverse=True) == "1 file changed: HM 18.0 has no patch in it."
 
 
 @pytest.mark.reference

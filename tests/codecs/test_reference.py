@@ -176,7 +176,7 @@ def test_real_samples_are_rounded_and_clipped_before_they_are_written(stand_in):
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        ("status", "(?s)ended with status 3.*no such profile"),
+        ("status", "ended with status 3: .*no such profile\nThe end of its log"),
         ("crash", "was ended by signal 6"),
         ("reconstruction", "does not decode to the encoder's reconstruction.*plane y"),
         ("truncated", "wanted whole frames"),

@@ -59,7 +59,11 @@ def test_what_is_missing_is_said_with_what_to_do(machine, monkeypatch):
     assert "set JAXWRAP_HM_CFG to the folder" in finding("hm")
     assert finding("jm") == "jm was not found: set JAXWRAP_JM to its lencod.exe, or put it on PATH"
     script(machine, "GNU coreutils")
-    assert "does not say that it is HM; it prints: GNU coreutils" in finding("hm")
+    found = finding("hm")
+    assert "does not say that it is HM; it prints: GNU coreutils" in found
+    assert found.endswith("Point JAXWRAP_HM at TAppEncoderStatic or TAppEncoder")
+    script(machine, BANNER)
+    assert "unpatched, so that it takes no weights: jaxwrap patch hm" in finding("hm")
     monkeypatch.setenv("JAXWRAP_HM", str(machine))
     assert "is no executable file" in finding("hm")
 

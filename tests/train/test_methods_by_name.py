@@ -41,6 +41,13 @@ def test_every_name_that_needs_no_file_makes_its_method() -> None:
     assert isinstance(encoder, Relinearise)
 
 
+def test_decisions_and_rows_that_nothing_uses_are_refused() -> None:
+    with pytest.raises(ValueError, match="decisions sse, rdoq were given, and no method makes weights"):
+        new_methods(["sse", "refine"], decisions=["sse", "rdoq"])
+    with pytest.raises(ValueError, match="4 rows were asked for, and no method is idse"):
+        new_methods(["sse", "wa"], rows=4)
+
+
 def test_map_files_go_to_the_methods_of_their_mode(tmp_path: Path) -> None:
     maps = [
         write(tmp_path / "frozen.dat", "fwa", planes(1)),
@@ -68,7 +75,7 @@ def test_map_files_go_to_the_methods_of_their_mode(tmp_path: Path) -> None:
         (["fwa+dqp"], [], r"method fwa needs a map .*importance --mode fwa --input PICTURES.* --map fwa\.dat here"),
         (["sse", "calibrated"], [], "method calibrated needs a map .*--mode calibrated"),
         (["fold+refine"], ["wa"], "method fold needs a map .*--mode calibrated"),
-        (["sse", "dqp"], ["fwa"], r"fwa\.dat is of mode fwa, and no method uses it: add fwa\+dqp"),
+        (["sse", "dqp"], ["fwa"], r"fwa\.dat is of mode fwa, and no method uses it: add fwa to .* or fwa\+dqp "),
         (["fold"], ["fwa", "calibrated"], r"fwa\.dat is of mode fwa, and no method uses it"),
         (["fwa"], ["fwa", "fwa"], "are both maps of mode fwa"),
         (["best"], ["fwa"], "'best' was asked for"),

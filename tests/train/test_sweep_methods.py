@@ -20,7 +20,7 @@ from jaxwrap.codecs.proxy import ProxyCodec
 from jaxwrap.codecs.x26x import X26x
 from jaxwrap.importance import yuv_metric
 from jaxwrap.importance.gram import PlaneScale
-from jaxwrap.methods import Plan, Sse, Wa, parse_method
+from jaxwrap.methods import Iwa, Plan, Sse, Wa, parse_method
 from jaxwrap.metrics.distortion import mean_psnr
 from jaxwrap.samples import change_bit_depth, denormalise, normalise, to_integers
 from jaxwrap.train.evaluate import networks
@@ -64,6 +64,25 @@ def test_weights_that_no_encoder_takes_are_refused_before_anything_runs(tmp_path
         match=r"lake in mode wrapper-1/2 with method wa: .*x265 takes them as QP offsets only.*wa\+dqp instead",
     ):
         run_sweep(clips, modes, codecs, [32], [Sse(), Wa()], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "maps", "message"),
+    [
+        ("intra", Wa, 3, r"dqp: the file holds 3 maps; lake, .* in intra want 1, or 4, one per frame: make the maps"),
+        ("intra", Iwa, 3, r"iwa\+dqp: .* want 1, or 4, one per I frame \(--period 1\)"),
+        ("lowdelay", Iwa, 4, r"iwa\+dqp: .* want 1, or 2, one per clip, its first frame \(no --period\)"),
+    ],
+)
+def test_another_number_of_maps_than_any_batch_has_frames_is_refused_before_anything_runs(
+    tmp_path: Path, stand_in: ModuleType, config: Any, kind: Any, maps: int, message: str
+) -> None:
+    clips = [bigger(clip) for clip in stand_in.clips()[:2]]  # of 2 frames each, one batch
+    h = Yuv420(*(np.ones((maps, *shape), np.float32) for shape in ((48, 72), (24, 36), (24, 36))))
+    method = parse_method(f"{kind.name}+dqp", {kind.name: {"map": h}})
+    with pytest.raises(ValueError, match=message):
+        run_sweep(clips, [small_wrapper()], [X26x("x265")], [32], [method], tmp_path / "out", config=config)
     assert not (tmp_path / "out").exists()
 
 

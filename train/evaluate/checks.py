@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxwrap.arrays import Frame, check_frame, frame_of, size_of
-from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, EncodeRequest, RowWeights, Weights
+from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames, size_of
+from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, RowWeights, Weights, intra_period
 from jaxwrap.importance.weights import is_flat, raw_map
-from jaxwrap.methods import Fwa, Idse, Wa, stages_of
+from jaxwrap.methods import Fwa, Idse, Iwa, Wa, stages_of
 from jaxwrap.methods.plan import Method
 from jaxwrap.train.evaluate.modes import Mode, combinations
 from jaxwrap.train.evaluate.options import method_options
 from jaxwrap.train.evaluate.points import canonical_json
+
+if TYPE_CHECKING:
+    from jaxwrap.train.evaluate.rows import Source
+
+_NAMED = 3
 
 
 class ClipLike(Protocol):
@@ -97,6 +102,34 @@ def _check_maps(clips: Sequence[ClipLike], pairs: Sequence[tuple[Mode, Method]])
                     f"{method.name}: the map is {width}×{height}; in mode {mode.name} {clips[0].name} is coded at "
                     f"{coded_width}×{coded_height}: make the map from clips of that size, with the same run"
                 )
+
+
+def check_numbers_of_maps(
+    batches: Sequence[Sequence[Source]], pairs: Sequence[tuple[Mode, Method]], config: Config
+) -> None:
+    """Raises `ValueError` where a method was given another number of maps than any of the batches that are planned
+    together has frames, or I frames."""
+    for _, method in pairs:
+        for stage in stages_of(method):
+            if not isinstance(stage, Wa) or stage.map is None or (given := num_frames(raw_map(stage.map))) == 1:
+                continue
+            held = isinstance(stage, Iwa)
+            wanted = [_num_maps(batch, config, held=held) for batch in batches]
+            if given not in wanted:
+                names = ", ".join(source.name for source in batches[0][:_NAMED]) + ", …" * (len(batches[0]) > _NAMED)
+                period = intra_period(config, batches[0][0].fps)
+                each = f"I frame (--period {period})" if period else "clip, its first frame (no --period)"
+                raise ValueError(
+                    f"{method.name}: the file holds {given} maps; {names} in {config} want 1, or {wanted[0]}, one per "
+                    f"{each if held else 'frame'}: make the maps from the same inputs, with the same --max-frames"
+                )
+
+
+def _num_maps(batch: Sequence[Source], config: Config, *, held: bool) -> int:
+    counts = [num_frames(source.samples) for source in batch]
+    if not held:
+        return sum(counts)
+    return sum(-(-count // (intra_period(config, batch[0].fps) or count)) for count in counts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

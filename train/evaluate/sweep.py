@@ -27,7 +27,7 @@ from jaxwrap.codec import Codec, Config, EncodeRequest, EncodeResult
 from jaxwrap.methods.plan import Method
 from jaxwrap.train.evaluate import cost
 from jaxwrap.train.evaluate.cache import Cache
-from jaxwrap.train.evaluate.checks import ClipLike, check_settings, combine, in_words, preset_of
+from jaxwrap.train.evaluate.checks import ClipLike, check_numbers_of_maps, check_settings, combine, in_words, preset_of
 from jaxwrap.train.evaluate.cluster import ClusterWorkers
 from jaxwrap.train.evaluate.manifest import claim, write_manifest
 from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode
@@ -120,6 +120,7 @@ def run_sweep(
     combinations, left_out = combine(clips, pairs, codecs, requests, lambda_scales)
     settings = Settings(combinations, [float(qp) for qp in qps], dataset, config, preset, seed)
     sources = [Source.of(clip) for clip in clips]
+    check_numbers_of_maps(batches_of(sources), pairs, config)
     asked = configuration(sources, settings)
     out.mkdir(parents=True, exist_ok=True)
     claim(out, asked)
