@@ -117,10 +117,11 @@ def check_numbers_of_maps(
             wanted = [_num_maps(batch, config, held=held) for batch in batches]
             if given not in wanted:
                 names = ", ".join(source.name for source in batches[0][:_NAMED]) + ", …" * (len(batches[0]) > _NAMED)
+                number = "1" if wanted[0] == 1 else f"1, or {wanted[0]}"
                 period = intra_period(config, batches[0][0].fps)
                 each = f"I frame (--period {period})" if period else "clip, its first frame (no --period)"
                 raise ValueError(
-                    f"{method.name}: the file holds {given} maps; {names} in {config} want 1, or {wanted[0]}, one per "
+                    f"{method.name}: the file holds {given} maps; {names} in {config} want {number}, one per "
                     f"{each if held else 'frame'}: make the maps from the same inputs, with the same --max-frames"
                 )
 
