@@ -48,9 +48,12 @@ _ADVICE = {
     errno.EDQUOT: "what was written before is kept: free some space and run the same command again",
 }
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
-    """Entry point. Status 0, 1 where some points of a sweep failed, or 2 with one message where nothing can be done.
+    """Entry point. Status 0, 1 where some points of a sweep failed, 2 with one message where nothing can be done, or
+    130 after Ctrl-C.
 
     With ``JAXWRAP_DEBUG`` set, errors come with their traceback.
     """
@@ -59,7 +62,7 @@ def main() -> None:
     except typer.Abort:
         sys.exit("stopped")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on where it was")
+        status = _INTERRUPTED
     except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("JAXWRAP_DEBUG"):
             raise
@@ -68,6 +71,8 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         _refuse(error.format_message())
+    if status == _INTERRUPTED:  # typer's own answer to Ctrl-C, which it gives without a word
+        print("stopped; the same command goes on where it was", file=sys.stderr)
     sys.exit(status)
 
 

@@ -253,6 +253,15 @@ def test_an_error_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.Monk
         cli.main()
 
 
+def test_ctrl_c_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxwrap.train.doctor.examine", interrupt)
+    status, _, text = run("doctor")
+    assert (status, text) == (130, "stopped; the same command goes on where it was\n")
+
+
 def test_doctor_names_a_variable_that_points_nowhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXWRAP_HM", "/nonsense")
     status, out, _ = run("doctor")
