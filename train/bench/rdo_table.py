@@ -368,9 +368,8 @@ def verdict_lines(rows: Sequence[Row]) -> list[str]:
     judged = [row for row in at_best if row.snr.interval is not None and row.snr.interval.num_sequences >= FEW]
     worse = [row for row in judged if row.snr.is_worse]
     lines = [
-        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(judged)} comparisons over {FEW} pictures or more"
-        + (": " if worse else "")
-        + "; ".join(f"{_where(row)} {row.snr}" for row in worse)
+        f"worse than SSE at its own best λ, beyond the interval: {len(worse)} of {len(judged)} comparisons over "
+        f"{FEW} pictures or more" + (": " if worse else "") + "; ".join(f"{_where(row)} {row.snr}" for row in worse)
     ]
     never = {row.series.name for row in judged} - {row.series.name for row in worse}
     lines.append(f"never worse: {', '.join(sorted(never)) or 'none'}")
