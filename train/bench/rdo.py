@@ -11,7 +11,7 @@ part            what
 ``features``    the same, a network's features on pixels
 ``inter``       two clips in low delay and random access, HM
 ``generation``  VTM and VVenC by their SSE: what a codec generation is worth
-``decisions``   which of an encoder's decisions the weights act on, one at a time
+``decisions``   which of an encoder's decisions the weights act on, one at a time; QP offsets with and without them
 ``rows``        IDSE by its number of rows ℓ, in a JM without 8×8 transform (FP-RDO section IV)
 ==============  ========================================================================================================
 
@@ -106,7 +106,8 @@ PARTS: dict[str, Part] = {
     ),
     "generation": Part(("matched", "patches"), ("vtm", "vvenc"), ("sse",), scales=False),
     "decisions": Part(
-        ("patches",), ("hm", "jm"), ("sse", "wa", *(f"wa+only:{decision}" for decision in DECISIONS)), count=4,
+        ("patches",), ("hm", "jm"),
+        ("sse", "wa", *(f"wa+only:{decision}" for decision in DECISIONS), "wa+dqp", "wa+dqp+only:none"), count=4,
         scales=False,
     ),
     "rows": Part(
