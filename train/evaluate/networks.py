@@ -105,7 +105,9 @@ class Networks:
             values["target"] = (
                 normalise(jax.tree.map(jnp.asarray, samples), BIT_DEPTH)
                 if mode.receiver is None
-                else _in_chunks(partial(_receive, as_partial(mode.receiver), None), z, PIXELS_PER_CALL)
+                else _in_chunks(
+                    partial(_receive, as_partial(mode.receiver), None), z, PIXELS_PER_CALL // (size[0] * size[1])
+                )
             )
         method = with_fields(method, values)
         with Stopwatch() as watch:
