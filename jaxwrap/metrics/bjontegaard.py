@@ -4,12 +4,18 @@ Anchor first, everywhere. Rates are any positive unit (kbps, bpp), compared on a
 or another scale that grows with the rate. The integration is the ``bjontegaard`` package's (FAU Erlangen-Nürnberg),
 with piecewise cubic Hermite interpolation ("pchip", the common test conditions' choice): it stays monotone between
 monotone points, also where a Pareto front spaces them unevenly.
+
+Accuracies of a task (mAP, MOTA) grow with the rate only on the whole: `AccuracyCurve` takes points in any order of
+accuracy. `bd_accuracy` is defined wherever two curves share rates, `bd_rate_of_accuracy` only where both rise. A curve
+is built once and compared often, as a bootstrap over pictures does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +24,9 @@ MIN_POINTS = 5
 """Fewest points of a curve that a BD figure may be computed from."""
 
 INTERPOLATION = "pchip"
+
+UNDEFINED_SHARE = 0.05
+"""Most bootstrap draws, as a share of all, in which a statistic may be undefined for its interval to be given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +90,65 @@ def bd_quality(
 
     delta = bjontegaard.bd_psnr(*anchor, *test, method=INTERPOLATION, require_matching_points=False, min_overlap=0)
     return BdResult(float(delta), overlap, (anchor[0].size, test[0].size), num_inside)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AccuracyCurve:
+    """An accuracy over the rate: ``log_rate`` float64 ``[P]``, strictly growing, natural logarithm; ``accuracy``
+    ``[P]``. Made by `accuracy_curve`."""
+
+    log_rate: np.ndarray
+    accuracy: np.ndarray
+
+    @functools.cached_property
+    def integral(self) -> Any:
+        """Antiderivative of the interpolated accuracy over the logarithm of the rate."""
+        from scipy.interpolate import PchipInterpolator
+
+        return PchipInterpolator(self.log_rate, self.accuracy).antiderivative()
+
+
+def accuracy_curve(rate: ArrayLike, accuracy: ArrayLike, name: str = "") -> AccuracyCurve:
+    """Points in any order as a curve; ``name`` is for messages.
+
+    Raises `ValueError` for fewer than `MIN_POINTS` points, values that are not finite, a rate that is not positive, or
+    two points of one rate.
+    """
+    rates, accuracies = _points(rate, accuracy, name)
+    if (np.diff(rates) <= 0).any():
+        i = int(np.argmin(np.diff(rates)))
+        raise ValueError(f"{name} curve has two points at the rate {rates[i]:.6g}; wanted one accuracy per rate")
+    return AccuracyCurve(np.log(rates), accuracies)
+
+
+def bd_accuracy(anchor: AccuracyCurve, test: AccuracyCurve) -> BdResult:
+    """Mean accuracy difference of the test curve at equal rate, in the accuracy's own unit, over the common range of
+    log rates (WA-RDO section 4).
+
+    The same integral as `bd_quality`, for curves that need not be monotone. Raises `ValueError` where the curves share
+    no rate.
+    """
+    overlap, num_inside = _overlap(anchor.log_rate, test.log_rate, "rate")
+    low, high = _common(anchor.log_rate, test.log_rate)
+    ours, theirs = (float(curve.integral(high) - curve.integral(low)) for curve in (test, anchor))
+    return BdResult((ours - theirs) / (high - low), overlap, (anchor.log_rate.size, test.log_rate.size), num_inside)
+
+
+def bd_rate_of_accuracy(anchor: AccuracyCurve, test: AccuracyCurve) -> BdResult:
+    """Mean rate difference of the test curve at equal accuracy, in percent, over the accuracies that both reach.
+
+    Raises `ValueError` where the curves share no accuracy, or one of them does not rise throughout the shared range:
+    several rates then have one accuracy, and the mean over accuracies says nothing. Outside that range a curve may do
+    as it likes.
+    """
+    overlap, num_inside = _overlap(anchor.accuracy, test.accuracy, "accuracy")
+    low, high = _common(anchor.accuracy, test.accuracy)
+    parts = [_rising_part(curve, low, high, name) for curve, name in ((anchor, "anchor"), (test, "test"))]
+    from scipy.interpolate import PchipInterpolator
+
+    theirs, ours = (float(PchipInterpolator(y, x).integrate(low, high)) for x, y in parts)
+    percent = 100.0 * float(np.expm1((ours - theirs) / (high - low)))
+    return BdResult(percent, overlap, (anchor.log_rate.size, test.log_rate.size), num_inside)
 
 
 def pareto_front(rate: ArrayLike, quality: ArrayLike) -> np.ndarray:
@@ -152,7 +220,35 @@ def bootstrap_mean(
     return Interval(mean, float(low), float(high), int(data.size))
 
 
+def percentile_interval(estimate: float, draws: ArrayLike, num_sequences: int, *, confidence: float = 0.95) -> Interval:
+    """A statistic of a whole data set (a BD-accuracy) with the percentile interval of its bootstrap ``draws`` ``[D]``.
+
+    A draw in which the statistic is not defined is NaN. Where more than `UNDEFINED_SHARE` of them are, or there are
+    none, or fewer than two sequences were drawn from, there is no interval.
+    """
+    values = np.asarray(draws, np.float64)
+    known = values[np.isfinite(values)]
+    if num_sequences < 2 or known.size < max(1.0, (1.0 - UNDEFINED_SHARE) * values.size):
+        return Interval(estimate, None, None, num_sequences)
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(known, [tail, 100.0 - tail])
+    return Interval(estimate, float(low), float(high), num_sequences)
+
+
 def _curve(rate: ArrayLike, quality: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The points in the order of the rate, checked, on a curve that rises."""
+    rates, qualities = _points(rate, quality, name)
+    bad = np.flatnonzero((np.diff(qualities) <= 0) | (np.diff(rates) <= 0))
+    if bad.size:
+        i = int(bad[0])
+        raise ValueError(
+            f"{name} curve is not monotone: quality goes from {qualities[i]:.4f} to {qualities[i + 1]:.4f} as the rate "
+            f"goes from {rates[i]:.6g} to {rates[i + 1]:.6g}; leave out the QPs at which it saturates"
+        )
+    return rates, qualities
+
+
+def _points(rate: ArrayLike, quality: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The points in the order of the rate, checked."""
     rates, qualities = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
     if rates.ndim != 1 or rates.shape != qualities.shape:
@@ -164,20 +260,32 @@ def _curve(rate: ArrayLike, quality: ArrayLike, name: str) -> tuple[np.ndarray, 
     if not (np.isfinite(rates).all() and np.isfinite(qualities).all() and (rates > 0).all()):
         raise ValueError(f"{name} curve holds a rate or quality that is not finite, or a rate that is not positive")
     order = np.argsort(rates, kind="stable")
-    rates, qualities = rates[order], qualities[order]
-    bad = np.flatnonzero((np.diff(qualities) <= 0) | (np.diff(rates) <= 0))
-    if bad.size:
-        i = int(bad[0])
+    return rates[order], qualities[order]
+
+
+def _rising_part(curve: AccuracyCurve, low: float, high: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Points between which the accuracy lies in [low, high]: log rates and accuracies, both growing."""
+    before, after = curve.accuracy[:-1], curve.accuracy[1:]
+    touching = np.flatnonzero((np.maximum(before, after) > low) & (np.minimum(before, after) < high))
+    part = slice(int(touching[0]), int(touching[-1]) + 2)
+    x, y = curve.log_rate[part], curve.accuracy[part]
+    falls = np.flatnonzero(np.diff(y) <= 0)
+    if falls.size:
+        i = int(falls[0])
         raise ValueError(
-            f"{name} curve is not monotone: quality goes from {qualities[i]:.4f} to {qualities[i + 1]:.4f} as the rate "
-            f"goes from {rates[i]:.6g} to {rates[i + 1]:.6g}; leave out the QPs at which it saturates"
+            f"{name} curve is not monotone where the accuracies overlap: {y[i]:.4f} is followed by {y[i + 1]:.4f} at a "
+            "higher rate"
         )
-    return rates, qualities
+    return x, y
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    return float(max(a.min(), b.min())), float(min(a.max(), b.max()))
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, what: str) -> tuple[float, tuple[int, int]]:
     """The common interval over the union, and how many values of each lie in it."""
-    low, high = max(a.min(), b.min()), min(a.max(), b.max())
+    low, high = _common(a, b)
     if high <= low:
         raise ValueError(f"the curves share no {what}: BD is not defined; choose QPs so that their ranges overlap")
     inside = [int(((values >= low) & (values <= high)).sum()) for values in (a, b)]

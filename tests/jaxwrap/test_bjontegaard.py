@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxwrap.metrics.bjontegaard import bd_quality, bd_rate, bootstrap_mean, pareto_front, upper_envelope
+from jaxwrap.metrics.bjontegaard import (
+    accuracy_curve,
+    bd_accuracy,
+    bd_quality,
+    bd_rate,
+    bd_rate_of_accuracy,
+    bootstrap_mean,
+    pareto_front,
+    percentile_interval,
+    upper_envelope,
+)
 
 RATE = np.array([120.0, 260.0, 555.0, 1210.0, 2400.0, 5100.0])
 QUALITY = 6.0 * np.log10(RATE) + 20.0
@@ -135,3 +145,52 @@ def test_one_sequence_has_a_mean_and_no_interval() -> None:
     assert (interval.mean, interval.low, interval.high, interval.num_sequences) == (-3.0, None, None, 1)
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_mean([])
+
+
+def test_bd_accuracy_equals_the_package_on_curves_of_any_shape() -> None:
+    import bjontegaard
+
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        rates = [np.exp(np.sort(rng.uniform(0, 4, size))) for size in (6, 5)]
+        values = [30 * rng.uniform(size=rate.size) for rate in rates]
+        wanted = bjontegaard.bd_psnr(
+            rates[0], values[0], rates[1], values[1], method="pchip", require_matching_points=False, min_overlap=0
+        )
+        found = bd_accuracy(accuracy_curve(rates[0], values[0]), accuracy_curve(rates[1], values[1]))
+        assert found.value == pytest.approx(wanted, abs=1e-9)
+        assert found.num_points == (6, 5)
+
+
+def test_bd_rate_of_accuracy_is_bd_rate_where_both_curves_rise() -> None:
+    accuracy = np.array([0.1, 5.0, 14.0, 19.0, 22.0, 22.4])
+    anchor, test = accuracy_curve(RATE, accuracy), accuracy_curve(0.8 * RATE, accuracy + 0.3)
+    assert bd_rate_of_accuracy(anchor, test).value == pytest.approx(
+        bd_rate(RATE, accuracy, 0.8 * RATE, accuracy + 0.3).value, abs=1e-6
+    )
+    assert bd_rate_of_accuracy(anchor, accuracy_curve(0.8 * RATE, accuracy)).value == pytest.approx(-20.0)
+
+
+def test_bd_rate_of_accuracy_ignores_what_lies_outside_the_overlap_and_refuses_a_fall_inside() -> None:
+    anchor = accuracy_curve(RATE, np.array([1.0, 5, 10, 15, 18, 20]))
+    above = accuracy_curve(0.5 * RATE, np.array([1.0, 5, 10, 15, 24, 22]))  # falls above what the anchor reaches
+    result = bd_rate_of_accuracy(anchor, above)
+    assert -60 < result.value < -40
+    assert result.num_inside == (6, 4)
+    with pytest.raises(ValueError, match=r"test curve is not monotone where.*18\.0000 is followed by 17\.0000"):
+        bd_rate_of_accuracy(anchor, accuracy_curve(RATE, np.array([1.0, 5, 10, 18, 17, 20])))
+    with pytest.raises(ValueError, match="share no accuracy"):
+        bd_rate_of_accuracy(anchor, accuracy_curve(RATE, np.arange(30.0, 36.0)))
+    with pytest.raises(ValueError, match="share no rate"):
+        bd_accuracy(anchor, accuracy_curve(1e4 * RATE, np.arange(6.0)))
+    with pytest.raises(ValueError, match="two points at the rate"):
+        accuracy_curve(np.array([1.0, 2, 2, 3, 4]), np.arange(5.0))
+
+
+def test_an_interval_of_draws_is_given_where_nearly_all_of_them_are_defined() -> None:
+    draws = np.append(np.linspace(-1, 1, 196), [np.nan] * 4)
+    interval = percentile_interval(0.1, draws, 64)
+    assert (interval.mean, interval.num_sequences) == (0.1, 64)
+    assert (interval.low, interval.high) == (pytest.approx(-0.95), pytest.approx(0.95))
+    for few in (percentile_interval(0.1, np.append(draws, [np.nan] * 20), 64), percentile_interval(0.1, draws, 1)):
+        assert (few.low, few.high) == (None, None)
