@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jaxwrap.arrays import Frame, Yuv420, frame_of, num_frames, size_of, stack_frames
 from jaxwrap.codecs.reference.yuv import count_frames, parse_name, read_yuv
-from jaxwrap.colour import rgb_to_yuv420
+from jaxwrap.colour import rgb_to_yuv420, yuv_to_rgb
 
 if TYPE_CHECKING:
     import av
@@ -48,6 +48,10 @@ _NOT_VIDEO = ("ansi", "bintext", "idf", "xbin")
 
 # Pixel formats whose planes are kept as they are, and their bit depths.
 _KEPT_PIXELS = {"yuv420p": 8, "yuvj420p": 8, "gray": 8, "yuv420p10le": 10, "gray10le": 10}
+
+
+# Matrix coefficients of ITU-T H.273 that are BT.601's; 2 is "unspecified".
+_BT601 = (2, 5, 6)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -286,6 +290,12 @@ def _picture_frames(path: Path) -> Iterator[Frame]:
 
 def _read_picture(path: Path) -> Yuv420 | None:
     """The picture, or None if Pillow does not know the format; truncated and damaged files raise."""
+    rgb = _read_rgb_picture(path)
+    return None if rgb is None else rgb_to_yuv420(rgb[None])
+
+
+def _read_rgb_picture(path: Path) -> np.ndarray | None:
+    """RGB uint8 ``[H, W, 3]``; otherwise as `_read_picture`."""
     try:
         opened = Image.open(path)
     except UnidentifiedImageError:
@@ -295,14 +305,12 @@ def _read_picture(path: Path) -> Yuv420 | None:
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
         samples = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        rgb = np.repeat(samples[..., None], 3, -1)
-    elif image.mode in ("I", "F"):
+        return np.repeat(samples[..., None], 3, -1)
+    if image.mode in ("I", "F"):
         raise ValueError(
             f"its samples are 32-bit ({image.mode}), whose range is not defined: convert it to 8 or 16 bits"
         )
-    else:
-        rgb = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))[..., :3]
-    return rgb_to_yuv420(rgb[None])
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))[..., :3]
 
 
 @contextlib.contextmanager
@@ -346,6 +354,74 @@ def _video_frames(path: Path, start: int, step: int) -> Iterator[Frame]:
                 )
             if n >= start and (n - start) % step == 0:
                 yield _as_yuv420(_picture_of(frame), _KEPT_PIXELS[_pixels_for(frame.format)])
+
+
+def rgb_frames(path: Path, start: int = 0) -> Iterator[np.ndarray]:
+    """Frames from ``start`` on of one picture, video or raw YUV file as RGB uint8 ``[H, W, 3]``, for networks that look
+    at pictures.
+
+    Pictures keep their own RGB and size, odd ones too. Video goes through `jaxwrap.colour`, full range read as such;
+    planes whose matrix is tagged other than BT.601, or that are not 4:2:0, are converted by FFmpeg. A video is decoded
+    from its first frame. Raises `ValueError` naming the file for damage and for frames that change size.
+    """
+    try:
+        if path.suffix.lower() == ".yuv":
+            _, geometry = parse_name(path)
+            for frame in _raw_frames(path, start, 1):
+                rgb = yuv_to_rgb(frame, bit_depth=geometry.bit_depth)
+                yield rgb[0, : geometry.height, : geometry.width]
+        elif (picture := _read_rgb_picture(path)) is not None:
+            yield from [picture][start:]
+        else:
+            yield from _video_rgb(path, start)
+    except Exception as error:  # as in `ClipReader.read`
+        raise ValueError(f"{path}: {error or type(error).__name__}") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture as `rgb_frames` gives it, from its header alone. Raises `ValueError` naming the
+    file where it is none."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size if turned else (image.height, image.width)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's types for what it cannot read
+        raise ValueError(f"{path}: it is no picture that Pillow reads ({error})") from error
+
+
+def _video_rgb(path: Path, start: int) -> Iterator[np.ndarray]:
+    size = None
+    with _video(path) as (container, stream):
+        for n, frame in _decoded(container, stream):
+            size = size or (frame.width, frame.height)
+            if size != (frame.width, frame.height):
+                raise ValueError(f"its frames change size at frame {n}; cut it into clips of one size")
+            if n >= start:
+                yield _rgb_of(frame)
+
+
+def _rgb_of(frame: av.VideoFrame) -> np.ndarray:
+    from av.video.reformatter import ColorRange
+
+    name = frame.format.name
+    if name not in _KEPT_PIXELS or frame.colorspace not in _BT601:
+        return frame.to_ndarray(format="rgb24")
+    depth = _KEPT_PIXELS[name]
+    planes: Frame = _as_yuv420(_picture_of(frame), depth)
+    if name == "yuvj420p" or frame.color_range == ColorRange.JPEG:
+        planes = _limited(planes, depth)
+    return yuv_to_rgb(planes, bit_depth=depth)[0, : frame.height, : frame.width]
+
+
+def _limited(frame: Frame, bit_depth: int) -> Frame:
+    """Real-valued samples of limited range for integer ones of full range (BT.601, section 2.5.3 against JFIF)."""
+    scale, peak = float(1 << (bit_depth - 8)), float((1 << bit_depth) - 1)
+    luma, *chroma = (plane.astype(np.float64) for plane in frame.planes)
+    middle = 128.0 * scale
+    return frame_of(
+        [luma * (219.0 * scale / peak) + 16.0 * scale]
+        + [(plane - middle) * (224.0 * scale / peak) + middle for plane in chroma]
+    )
 
 
 def _decoded(
