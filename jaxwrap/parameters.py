@@ -16,6 +16,11 @@ def named_parameters(module: nnx.Module) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in _named_leaves(module).items()}
 
 
+def parameter_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of all `nnx.Param` by name; the module may be abstract (`nnx.eval_shape`)."""
+    return {name: tuple(leaf.shape) for name, leaf in _named_leaves(module).items()}
+
+
 def assign_parameters(
     module: nnx.Module, arrays: Mapping[str, np.ndarray], *, source: str = "the given arrays"
 ) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwrap.arrays import Frame, size_of
+from jaxwrap.arrays import Frame
 from jaxwrap.colour import rgb_from_yuv
 from jaxwrap.importance.receiver import Receiver
 from jaxwrap.wrappers.resample import interpolate
@@ -49,13 +49,26 @@ class PictureInput:
 
         Colours outside RGB's range are kept: a clip would say that errors there cost nothing.
         """
-        x = rgb_from_yuv(jax.tree.map(jnp.asarray, samples), bit_depth=bit_depth)
-        x = x[..., :: 1 if self.order == "rgb" else -1].transpose(0, 3, 1, 2)
-        for axis, (old, new) in enumerate(zip(x.shape[2:], self.size_in(*size_of(samples)), strict=True), start=2):
+        return self._fitted(rgb_from_yuv(jax.tree.map(jnp.asarray, samples), bit_depth=bit_depth))
+
+    def images_of_rgb(self, rgb: np.ndarray) -> np.ndarray:
+        """RGB uint8 ``[N, H, W, 3]`` → float32 ``[N, 3, height, width]`` on the host: data sets hold pictures of many
+        sizes, and JAX would compile for each. Scaled samples are not rounded.
+
+        Raises `ValueError` for arrays of another type or shape.
+        """
+        if rgb.ndim != 4 or rgb.shape[-1] != 3 or rgb.dtype != np.uint8:
+            raise ValueError(f"RGB of shape {rgb.shape}, {rgb.dtype} was given; wanted uint8 [N, H, W, 3]")
+        return self._fitted(rgb.astype(np.float32))
+
+    def _fitted(self, rgb: Any) -> Any:
+        xp = np if isinstance(rgb, np.ndarray) else jnp
+        x = rgb[..., :: 1 if self.order == "rgb" else -1].transpose(0, 3, 1, 2)
+        for axis, (old, new) in enumerate(zip(x.shape[2:], self.size_in(*rgb.shape[1:3]), strict=True), start=2):
             if new != old:
                 x = interpolate(x, (np.arange(new) + 0.5) * (old / new) - 0.5, axis)
         below, right = ((n or m) - m for n, m in zip((self.height, self.width), x.shape[2:], strict=True))
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, below), (0, right)), constant_values=self.padding)
+        x = xp.pad(x, ((0, 0), (0, 0), (0, below), (0, right)), constant_values=self.padding)
         mean, deviation = (np.reshape(v, (1, 3, 1, 1)).astype(x.dtype) for v in (self.mean, self.deviation))
         return (x - mean) / deviation
 

@@ -130,16 +130,17 @@ def _resample_axis(x: jax.Array, size: int, axis: int, kind: Kind) -> jax.Array:
     return interleaved.reshape(shape)
 
 
-def interpolate(x: jax.Array, positions: np.ndarray, axis: int) -> jax.Array:
+def interpolate(x: Any, positions: np.ndarray, axis: int) -> Any:
     """Linear interpolation along ``axis`` at ``positions`` on its grid (sample i at i), the border replicated.
 
     For sizes of any ratio, without antialiasing: what detectors' own scaling does, where `resample_plane` serves
     networks that are trained with it. Two gathers; on CPU 5 … 20 times faster than `jax.image.resize`, which
-    multiplies by a dense matrix.
+    multiplies by a dense matrix. NumPy in, NumPy out.
     """
+    xp = np if isinstance(x, np.ndarray) else jnp
     axis %= x.ndim
     positions = np.clip(positions, 0, x.shape[axis] - 1)
     low = np.floor(positions).astype(np.int32)
     high = np.minimum(low + 1, x.shape[axis] - 1)
     part = (positions - low).reshape((1,) * axis + (-1,) + (1,) * (x.ndim - 1 - axis)).astype(x.dtype)
-    return jnp.take(x, low, axis, mode="clip") * (1 - part) + jnp.take(x, high, axis, mode="clip") * part
+    return xp.take(x, low, axis, mode="clip") * (1 - part) + xp.take(x, high, axis, mode="clip") * part
