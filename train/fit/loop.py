@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
-import io
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxwrap.arrays import Yuv420, size_of, stack_frames
-from jaxwrap.codecs.files import write_atomically
 from jaxwrap.codecs.proxy import rate_scale
 from jaxwrap.parameters import assign_parameters, named_parameters
 from jaxwrap.samples import denormalise, normalise
 from jaxwrap.train.fit.checkpoints import SUFFIX, RunStates, load_wrapper, save_wrapper
 from jaxwrap.train.fit.config import FitConfig
 from jaxwrap.train.fit.data import crop_batch
+from jaxwrap.train.fit.folder import Log, claim, digest_of, made_with
 from jaxwrap.train.fit.step import Metrics, initial_state, make_loss, make_step, new_wrapper, with_parameters
 from jaxwrap.train.prefetch import prefetch
 from jaxwrap.wrappers.switchable import Wrapper
@@ -75,8 +70,8 @@ def fit(
     wrapper = new_wrapper(config)
     if config.init:
         assign_parameters(wrapper, named_parameters(load_wrapper(config.init)[0]), source=config.init)
-    contents = {"pictures": _digest(pictures), "validation_crops": _digest(held_out)}
-    _claim(out, dataclasses.asdict(config) | contents | {"initial_parameters": _digest(named_parameters(wrapper))})
+    contents = {"pictures": digest_of(pictures), "validation_crops": digest_of(held_out)}
+    claim(out, dataclasses.asdict(config) | contents | {"initial_parameters": digest_of(named_parameters(wrapper))})
 
     sharded, replicated = _shardings(config.batch, devices)
     step = jax.jit(
@@ -86,7 +81,7 @@ def fit(
     validate = jax.jit(lambda params, batch: loss(params, batch, None, None)[1][0])
 
     states = RunStates(out)
-    log = _Log(out / "log.csv")
+    log = Log(out / "log.csv", LOG_FIELDS)
     try:
         fresh = initial_state(wrapper, config)
         fresh = dataclasses.replace(fresh, rate_scale=_first_rate_scale(config, _batch(config, pictures, 0)))
@@ -122,33 +117,6 @@ def fit(
     trained = with_parameters(wrapper, jax.device_get(state.params))
     save_wrapper(out / f"last{SUFFIX}", trained, notes=_notes(config, int(state.step), {}))
     return trained
-
-
-def _digest(tree: Any) -> str:
-    """Hash of all arrays of a pytree: what a run was made of, whatever the names of its files."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Makes ``out`` the folder of this configuration and content, or refuses."""
-    file = out / "config.json"
-    if file.exists():
-        found = json.loads(file.read_text())
-        differing = [f"{k}: {found.get(k)!r} there, {v!r} asked" for k, v in wanted.items() if found.get(k) != v]
-        if differing:
-            raise ValueError(
-                f"{out} holds a run of another configuration; give another out= folder, or the same settings:\n  "
-                + "\n  ".join(differing)
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists and is no training folder (no config.json); give an empty or new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(wanted, indent=1).encode())
 
 
 def _large_enough(pictures: list[Yuv420], crop: int, what: str) -> list[Yuv420]:
@@ -239,47 +207,9 @@ def _validate(validate, wrapper, state, batch, config, out, log, best, report) -
 
 
 def _notes(config: FitConfig, step: int, figures: dict[str, float]) -> dict[str, object]:
-    import flax
-    import optax
-
     return {
         "trained_with": dataclasses.asdict(config),
         "step": step,
         **figures,
-        "device": jax.devices()[0].device_kind,
-        "versions": {
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "optax": optax.__version__,
-            "numpy": np.__version__,
-        },
+        **made_with(),
     }
-
-
-class _Log:
-    """``log.csv``: one row per logged interval or validation; rows past a resumed state are dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def resume(self, step: int) -> float:
-        """Forgets rows after ``step``; returns the best validation loss up to it."""
-        if not self._path.exists():
-            return float("inf")
-        with self._path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, LOG_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self._path, text.getvalue().encode())
-        return min((float(row["validation_loss"]) for row in rows if row["validation_loss"]), default=float("inf"))
-
-    def write(self, row: dict[str, float]) -> None:
-        """Appends and flushes."""
-        new = not self._path.exists()
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
