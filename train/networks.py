@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxwrap.tasks import yolox
+import numpy as np
+
+from jaxwrap.tasks import yolo_fastest, yolox
 from jaxwrap.tasks.detector import Detector
 from jaxwrap.train.onnx_models import read_onnx
 
@@ -20,8 +23,19 @@ def _yolox_nano(path: Path, digest: str) -> Detector:
     return Detector("yolox-nano", network, yolox.INPUT, "p5", yolox.decode, digest)
 
 
+def _yolo_fastest(path: Path, digest: str) -> Detector:
+    try:
+        with np.load(path) as file:
+            arrays = {**file}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"not a sound npz file ({error}): fetch it again") from error
+    network = yolo_fastest.yolo_fastest_from_arrays(arrays)
+    return Detector("yolo-fastestv2", network, yolo_fastest.INPUT, "C3", yolo_fastest.decode, digest)
+
+
 _DETECTORS: dict[str, tuple[str, Callable[[Path, str], Detector]]] = {
     "yolox-nano": ("yolox_nano.onnx", _yolox_nano),
+    "yolo-fastestv2": ("yolo-fastestv2.npz", _yolo_fastest),
 }
 
 DETECTORS: tuple[str, ...] = tuple(_DETECTORS)

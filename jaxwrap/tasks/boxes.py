@@ -3,8 +3,12 @@ pixel."""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
+
+_State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def corners(centres: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -46,11 +50,11 @@ def suppress(
         jnp.zeros((boxes.shape[0], limit), bool),
     )
 
-    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(state: _State) -> jax.Array:
         step, left, _, _ = state
         return (step < limit) & (left >= 0).any()
 
-    def keep_best(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def keep_best(state: _State) -> _State:
         step, left, indices, filled = state
         best = jnp.argmax(left, axis=1)[:, None]  # [N, 1]
         found = jnp.take_along_axis(left, best, axis=1) >= 0

@@ -259,23 +259,20 @@ def _convolutions(network: Yolox) -> dict[str, tuple[str, bool]]:
     found: dict[str, tuple[str, bool]] = {}
 
     def add(block: nnx.Module, path: str, name: str) -> None:
-        """The names of one block, whose convolutions run in the order in which they are listed here."""
         if isinstance(block, Conv | Depthwise):
-            found[name if name.startswith("head.") and "_preds." in name else f"{name}.conv"] = (
-                path,
-                isinstance(block, Depthwise),
-            )
+            found[name if "_preds." in name else f"{name}.conv"] = (path, isinstance(block, Depthwise))
             return
-        if isinstance(block, Csp):
-            parts = ["conv1", "conv2", *(f"m.{i}" for i in range(len(block.m))), "conv3"]
-        elif isinstance(block, Separable):
-            parts = ["depthwise", "pointwise"]
+        parts: list[tuple[str, str, nnx.Module]]
+        if isinstance(block, Separable):
+            parts = [("depthwise", "dconv", block.depthwise), ("pointwise", "pconv", block.pointwise)]
+        elif isinstance(block, Csp):
+            parts = [("conv1", "conv1", block.conv1), ("conv2", "conv2", block.conv2)]
+            parts += [(f"m.{i}", f"m.{i}", bottleneck) for i, bottleneck in enumerate(block.m)]
+            parts += [("conv3", "conv3", block.conv3)]
         else:
-            parts = [part for part in ("conv", "conv1", "conv2") if hasattr(block, part)]
-        theirs = {"depthwise": "dconv", "pointwise": "pconv"}
-        for part in parts:
-            child = block.m[int(part[2:])] if part.startswith("m.") else getattr(block, part)
-            add(child, f"{path}.{part}", f"{name}.{theirs.get(part, part)}")
+            parts = [(part, part, getattr(block, part)) for part in ("conv", "conv1", "conv2") if hasattr(block, part)]
+        for ours, theirs, part in parts:
+            add(part, f"{path}.{ours}", f"{name}.{theirs}")
 
     for layer in network.layers:
         if layer in neck:
