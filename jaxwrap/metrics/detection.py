@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -27,6 +28,9 @@ Truth = Mapping[str, Any]
 
 MAX_DETECTIONS = 100
 """Most predictions that count in one picture and category."""
+
+_DRAWS = 8
+"""Draws of pictures that are accumulated at once: more take memory, and little less time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,8 +74,8 @@ def results_of(
         or len(confidences) != pictures
     ):
         raise ValueError(
-            f"boxes {np.shape(boxes)}, scores {confidences.shape}, classes {indices.shape} of {pictures} pictures: "
-            f"wanted [N, K, 4], [N, K] and [N, K] with N = {pictures}"
+            f"{len(corners)} arrays of boxes {sorted({b.shape for b in corners})}, scores {confidences.shape}, classes "
+            f"{indices.shape} of {pictures} pictures: wanted [N, K, 4], [N, K] and [N, K] with N = {pictures}"
         )
     shapes = [] if masks is None else [np.shape(m) for m in masks]
     if masks is not None and [(len(s), *s[:1]) for s in shapes] != [(3, confidences.shape[1])] * pictures:
@@ -170,32 +174,46 @@ class ApResampler:
 
         Raises `ValueError` for pictures that the evaluation lacks.
         """
+        ap, ap50 = self.scores([list(image_ids)])[0].tolist()
+        return ap, ap50
+
+    def scores(self, draws: Iterable[Iterable[int]]) -> np.ndarray:
+        """`score` of each draw, ``[draws, 2]``; many at once take a fraction of the time."""
+        copies = np.stack([self._copies(draw) for draw in draws])
+        return np.concatenate([self._scores(copies[n : n + _DRAWS]) for n in range(0, len(copies), _DRAWS)])
+
+    def _copies(self, image_ids: Iterable[int]) -> np.ndarray:
+        """How often each picture is drawn ``[pictures]``."""
         drawn = np.asarray(list(image_ids))
         places = np.searchsorted(self._image_ids, drawn).clip(max=len(self._image_ids) - 1)
         if len(unknown := drawn[self._image_ids[places] != drawn]):
             raise ValueError(f"pictures {unknown[:5].tolist()} are not among the {len(self._image_ids)} evaluated")
-        copies = np.bincount(places, minlength=len(self._image_ids))
-        objects = self._objects @ copies  # [category]
-        if not objects.any():
-            return float("nan"), float("nan")
-        weights = copies[self._image]
-        precisions = []
-        for total, start, end in zip(objects, self._ends, self._ends[1:], strict=False):
-            if total:
-                hits, misses = (
-                    (m[:, start:end] * weights[start:end]).cumsum(axis=1) for m in (self._hits, self._misses)
-                )
-                precisions.append(self._interpolated(hits, misses, total))
-        mean = np.mean(precisions, axis=0)  # [overlap]
-        return float(mean.mean()), float(mean[self._fifty])
+        return np.bincount(places, minlength=len(self._image_ids))
 
-    def _interpolated(self, hits: np.ndarray, misses: np.ndarray, objects: int) -> np.ndarray:
-        """Mean over the recalls of the monotone precision, from running counts ``[overlap, D]`` → ``[overlap]``."""
+    def _scores(self, copies: np.ndarray) -> np.ndarray:
+        """From ``[draws, pictures]`` to ``[draws, 2]``."""
+        objects = copies @ self._objects.T  # [draws, category]
+        total = np.zeros((len(copies), len(self._hits)))  # [draws, overlap]
+        for k, (start, end) in enumerate(itertools.pairwise(self._ends)):
+            weights = copies[:, None, self._image[start:end]]
+            hits, misses = ((m[:, start:end] * weights).cumsum(axis=-1) for m in (self._hits, self._misses))
+            total += self._interpolated(hits, misses, objects[:, k])
+        present = np.count_nonzero(objects, axis=1)[:, None]
+        with np.errstate(invalid="ignore"):  # 0 / 0: no object
+            mean = total / present
+        return np.stack([mean.mean(axis=1), mean[:, self._fifty]], axis=1)
+
+    def _interpolated(self, hits: np.ndarray, misses: np.ndarray, objects: np.ndarray) -> np.ndarray:
+        """Mean over the recalls of the monotone precision; 0 for no object.
+
+        From running counts ``[draws, overlap, D]`` and objects ``[draws]`` to ``[draws, overlap]``.
+        """
         precision = hits / (hits + misses + np.spacing(1))
-        monotone = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        monotone = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
         # A recall is read where it is first reached; so each place counts as often as it reaches new ones.
-        reached = np.searchsorted(self._recalls, np.arange(objects + 1) / objects, side="right")[hits]
-        return (monotone * np.diff(reached, prepend=0, axis=1)).sum(axis=1) / len(self._recalls)
+        found = np.arange(objects.max() + 1) / np.maximum(objects, 1)[:, None]  # recall by draw and number of hits
+        reached = np.searchsorted(self._recalls, found, side="right")[np.arange(len(objects))[:, None, None], hits]
+        return (monotone * np.diff(reached, prepend=0, axis=-1)).sum(axis=-1) / len(self._recalls)
 
 
 def pseudo_truth(
@@ -210,7 +228,9 @@ def pseudo_truth(
       truth_images: ``images`` of the truth; those without a prediction stay, as pictures of no object.
       categories: ``categories`` of the truth.
       results: COCO results list, with masks or without.
-      threshold: least score of an object.
+      threshold: least score of an object. By default that from which YOLOX's and Yolo-FastestV2's own programs show
+        boxes. Average precision is of all predictions, most of which are no object: of 3065 of YOLOX-nano on 64
+        pictures of COCO, with 440 objects in truth, 294 reach it.
     """
     from pycocotools import mask
 
