@@ -29,9 +29,10 @@ MIN_INSIDE = 3
 """Below this overlap, or with fewer measured points of either curve inside it, a BD figure rests on a small part of
 the curves, and is marked."""
 
-Comparison = Literal["method", "best_lambda", "mode", "resampling", "generation"]
+Comparison = Literal["method", "best_lambda", "mode", "resampling", "generation", "reference", "remote"]
 """What a row compares: a method with sse in the same mode; the same with sse at the scale of λ that serves it best; a
-mode or front with the codec alone; a neural mode with linear resampling; a codec with sse of the next generation."""
+mode or front with the codec alone, or a feature wrapper with the first one; a neural mode with linear resampling; a
+codec with sse of the next generation; with sse of a reference encoder; features with remote inference."""
 
 NEXT_GENERATION = {"x264": ("x265",), "x265": ("vvenc",), "jm": ("hm",), "hm": ("vtm", "vvenc")}
 """Codec → those one generation later: reference with reference, practical with practical, VVenC with both."""
@@ -60,9 +61,11 @@ class BdRow:
     """One line of a BD table: ``series`` of ``setting`` against ``anchor`` of ``anchor_setting``.
 
     ``rate``: BD-rate in percent, integrated over the common qualities ``measure``; ``quality``: BD of that quality in
-    dB, integrated over the common rates. Means over the same sequences. ``time_ratio``: seconds of encoding over the
-    anchor's, sums over the sequences and QPs that both have; None where they were not taken, and for fronts.
-    ``left_out``: sequences without a BD figure, and why. Where all are, ``rate`` and ``quality`` are None.
+    its unit, integrated over the common rates. Means over the same sequences, but an accuracy is one of a data set:
+    there the intervals are those of a bootstrap over its pictures, and ``rate`` alone may be None. ``time_ratio``:
+    seconds of encoding over the anchor's, sums over the sequences and QPs that both have; None where they were not
+    taken, and for fronts. ``left_out``: sequences without a BD figure, and why. Where all are, ``rate`` and ``quality``
+    are None.
     """
 
     measure: str
@@ -79,7 +82,8 @@ class BdRow:
     @property
     def num_sequences(self) -> int:
         """Sequences that the means are over."""
-        return self.rate.interval.num_sequences if self.rate else 0
+        mean = self.rate or self.quality
+        return mean.interval.num_sequences if mean else 0
 
 
 def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
@@ -95,7 +99,7 @@ def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
     rows: list[BdRow] = []
     for setting, series in curves.items():
         ordered = sorted(series, key=lambda one: one.is_control)  # stable
-        rows += _of_methods(curves, setting, ordered, quality)
+        rows += rows_of_methods(curves, setting, ordered, quality)
         chosen = [one for one in ordered if one.lambda_scale == 1 and not one.is_control]
         if quality not in OF_A_MODE:
             rows += _of_modes({**curves, setting: {**series, **fronts.get(setting, {})}}, setting, chosen, quality)
@@ -104,25 +108,26 @@ def bd_table(points: Sequence[Point], quality: str = "psnr_yuv") -> list[BdRow]:
             for one in chosen:
                 anchor = Series(one.mode)
                 if anchor in curves.get(later, {}):
-                    rows.append(_row(curves, quality, "generation", (setting, one), (later, anchor)))
+                    rows.append(mean_row(curves, quality, "generation", (setting, one), (later, anchor)))
     return rows
 
 
-def _of_methods(curves: Curves, setting: Setting, series: Sequence[Series], quality: str) -> list[BdRow]:
+def rows_of_methods(curves: Curves, setting: Setting, series: Sequence[Series], quality: str) -> list[BdRow]:
+    """Methods against sse in the same mode, and against sse at the scale of λ that serves it best."""
     rows = []
     for mode in dict.fromkeys(one.mode for one in series):
         anchor = Series(mode)
         if anchor not in curves[setting]:
             continue
         others = [one for one in series if one.mode == mode and one != anchor]
-        against = [_row(curves, quality, "method", (setting, one), (setting, anchor)) for one in others]
+        against = [mean_row(curves, quality, "method", (setting, one), (setting, anchor)) for one in others]
         rows += against
         scaled = [(row.rate.interval.mean, row.series) for row in against if row.series.method == "sse" and row.rate]
         if scaled:
             gain, best = min(scaled, key=lambda pair: pair[0])
             methods = [one for one in others if not one.is_control]
             if gain < 0:
-                rows += [_row(curves, quality, "best_lambda", (setting, one), (setting, best)) for one in methods]
+                rows += [mean_row(curves, quality, "best_lambda", (setting, one), (setting, best)) for one in methods]
     return rows
 
 
@@ -132,19 +137,20 @@ def _of_modes(curves: Curves, setting: Setting, series: Sequence[Series], qualit
     if alone in curves[setting]:
         fronts = [one for one in curves[setting] if one.method == "front"]
         modes = [one for one in (*series, *fronts) if one.mode != ANCHOR_MODE]
-        rows += [_row(curves, quality, "mode", (setting, one), (setting, alone)) for one in modes]
+        rows += [mean_row(curves, quality, "mode", (setting, one), (setting, alone)) for one in modes]
     for baseline in series:
         kind, _, ratio = baseline.mode.partition("-")
         if kind in LINEAR_KINDS and baseline == Series(baseline.mode):
             same_ratio = [one for one in series if one.mode.partition("-")[2] == ratio]
             neural = [one for one in same_ratio if one.mode.partition("-")[0] not in LINEAR_KINDS]
-            rows += [_row(curves, quality, "resampling", (setting, one), (setting, baseline)) for one in neural]
+            rows += [mean_row(curves, quality, "resampling", (setting, one), (setting, baseline)) for one in neural]
     return rows
 
 
-def _row(
+def mean_row(
     curves: Curves, measure: str, comparison: Comparison, of: tuple[Setting, Series], against: tuple[Setting, Series]
 ) -> BdRow:
+    """BD figures per sequence, then their means."""
     (setting, series), (anchor_setting, anchor) = of, against
     rates: list[BdResult] = []
     qualities: list[BdResult] = []
@@ -163,14 +169,15 @@ def _row(
             continue
         rates.append(of_rate)
         qualities.append(of_quality)
-    ratio = None if series.method == "front" else _time_ratio(tested, references)
+    ratio = None if series.method == "front" else time_ratio_of(tested, references)
     return BdRow(
         measure, comparison, setting, series, anchor_setting, anchor, _mean(rates), _mean(qualities), ratio,
         tuple(left_out),
     )  # fmt: skip
 
 
-def _time_ratio(tested: dict[str, Curve], references: dict[str, Curve]) -> float | None:
+def time_ratio_of(tested: dict[str, Curve], references: dict[str, Curve]) -> float | None:
+    """Seconds of encoding over the anchor's, where both have them."""
     ours = theirs = 0.0
     for sequence, curve in tested.items():
         reference = references.get(sequence)

@@ -28,8 +28,19 @@ QUALITIES: dict[str, tuple[str, Callable[[Point], float | None]]] = {
             None if point.ms_ssim is None or point.ms_ssim >= 1 else -10.0 * float(np.log10(1.0 - point.ms_ssim))
         ),
     ),
+    "feature_snr": ("feature SNR [dB]", lambda point: point.feature_snr),
+    "ap": ("mAP [points]", lambda point: _in_points(point.ap)),
+    "ap50": ("AP at IoU .50 [points]", lambda point: _in_points(point.ap50)),
+    "mask_ap": ("mask mAP [points]", lambda point: _in_points(point.mask_ap)),
+    "mota": ("MOTA [points]", lambda point: _in_points(point.mota)),
+    "idf1": ("IDF1 [points]", lambda point: _in_points(point.idf1)),
+    "hota": ("HOTA [points]", lambda point: _in_points(point.hota)),
 }
-"""Axis label and value of each quality; all grow with the rate and are in dB."""
+"""Axis label and value of each quality; all grow with the rate, accuracies on the whole. In dB, or in points, which are
+hundredths of a score."""
+
+ACCURACIES = ("ap", "ap50", "mask_ap", "mota", "idf1", "hota")
+"""Qualities that are a task's score, one of a whole data set."""
 
 OF_A_MODE = ("receiver_snr",)
 """Qualities that are comparable within a mode only: every mode has a receiver of its own."""
@@ -52,6 +63,12 @@ FRONTS = {
 each."""
 
 FRONT_ALL = "all modes and methods"
+
+REMOTE_MODE, LOCAL_MODE = "remote", "local"
+"""Remote inference codes the pictures themselves; local inference codes nothing, and has a score but no rate."""
+
+TASK_KINDS = ("fcm", REMOTE_MODE, LOCAL_MODE)
+"""Kinds of modes whose quality is what a network makes of them; no pixels come out."""
 
 CONTROL_STAGE = "shuffle"
 """Stage of a method that moves weights to other places: what is gained with it is no matter of where."""
@@ -111,17 +128,17 @@ Curves = dict[Setting, dict[Series, dict[str, Curve]]]
 def curves_of(points: Iterable[Point], quality: str = "psnr_yuv") -> Curves:
     """Sorts rows into curves, in the order in which modes and methods first occur.
 
-    Rows without the quality are left out. Raises `ValueError` for an unknown quality, or where two rows measure the
-    same point differently.
+    Rows without the quality are left out, and those of local inference, which have no rate. Raises `ValueError` for an
+    unknown quality, or where two rows measure the same point differently.
     """
     if quality not in QUALITIES:
         raise ValueError(f"quality {quality!r} was asked for; known: {', '.join(QUALITIES)}")
     value = QUALITIES[quality][1]
-    known = [point for point in points if value(point) is not None]
-    names = _with_notes(_series_of(point) for point in known)
+    known = [point for point in points if value(point) is not None and point.mode != LOCAL_MODE]
+    names = _with_notes(series_of(point) for point in known)
     grouped: dict[Setting, dict[Series, dict[str, dict[float, Point]]]] = {}
     for point in known:
-        sequences = grouped.setdefault(Setting(point.codec, point.config), {}).setdefault(names[_series_of(point)], {})
+        sequences = grouped.setdefault(Setting(point.codec, point.config), {}).setdefault(names[series_of(point)], {})
         sequence = sequences.setdefault(point.sequence, {})
         if sequence.setdefault(point.qp, point).key != point.key:
             raise ValueError(
@@ -158,8 +175,8 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
         else point
         for point in points
     ]
-    as_option = [p for p in as_option if p.lambda_scale == 1 and not _series_of(p).is_control]
-    names = _with_notes(map(_series_of, as_option))
+    as_option = [p for p in as_option if p.lambda_scale == 1 and not series_of(p).is_control]
+    names = _with_notes(map(series_of, as_option))
     value = QUALITIES[quality][1]
     fronts: Curves = {}
     for setting, group in _grouped(as_option, lambda p: Setting(p.codec, p.config)).items():
@@ -176,7 +193,7 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
             for sequence, rows in _grouped(chosen, lambda p: p.sequence).items():
                 known = [p for p in rows if value(p) is not None]
                 options = [
-                    [(p, names[one].label) for p in members] for one, members in _grouped(known, _series_of).items()
+                    [(p, names[one].label) for p in members] for one, members in _grouped(known, series_of).items()
                 ]
                 front = upper_envelope([_rate_and_quality([p for p, _ in one], quality) for one in options])
                 if front:
@@ -206,7 +223,17 @@ def winners(front: Curve) -> list[tuple[str, float, float]]:
     return runs
 
 
-def _series_of(point: Point) -> Series:
+def is_of_a_task(mode: str) -> bool:
+    """Whether a mode feeds the rest of a network (`TASK_KINDS`)."""
+    return mode.partition("-")[0] in TASK_KINDS
+
+
+def _in_points(score: float | None) -> float | None:
+    return None if score is None else 100.0 * score
+
+
+def series_of(point: Point) -> Series:
+    """The series that a row belongs to."""
     return Series(point.mode, point.method, point.method_options, point.lambda_scale)
 
 

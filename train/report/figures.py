@@ -27,6 +27,8 @@ _FAMILY_COLOURS = {
     "lanczos4": "#4c92c3",
     "post": "#e08a1e",
     "wrapper": "#c0392b",
+    "fcm": "#1a1a1a",
+    "remote": "#8c8c8c",
 }
 _METHOD_COLOURS = {
     "dqp": "#6a3d9a",
@@ -92,7 +94,7 @@ def rd_figure(panels: Sequence[Panel], quality_label: str) -> bytes:
             rate, quality = mean_curve(sequences)
             if not rate.size:
                 continue
-            style = _style(one)
+            style = series_style(one)
             handles.setdefault(one.label, top.plot(rate, quality, **style)[0])
             if anchor is not None:
                 _plot_difference(bottom, anchor, (rate, quality), style)
@@ -105,8 +107,8 @@ def rd_figure(panels: Sequence[Panel], quality_label: str) -> bytes:
         top.set_ylabel(quality_label)
         bottom.set_ylabel(f"Difference to {panel.anchor.label}\nat equal rate [dB]")
         bottom.axhline(0.0, color=_FAMILY_COLOURS["codec"], linewidth=0.8)
-        _rate_axis(top, label=False)
-        _rate_axis(bottom)
+        rate_axis(top, label=False)
+        rate_axis(bottom)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * columns), frameon=False
     )
@@ -128,14 +130,14 @@ def sequences_figure(
         for one, sequences in series.items():
             if name in sequences:
                 curve = sequences[name]
-                handles.setdefault(one.label, axis.plot(curve.rate, curve.quality, **_style(one))[0])
+                handles.setdefault(one.label, axis.plot(curve.rate, curve.quality, **series_style(one))[0])
         if name in front:
             line = axis.plot(front[name].rate, front[name].quality, **_FRONT_STYLE)[0]
             handles.setdefault("Pareto front", line)
         axis.set_title(name, fontsize=10)
         if place % columns == 0:
             axis.set_ylabel(quality_label, fontsize=8)
-        _rate_axis(axis, label=place + columns >= len(shown))
+        rate_axis(axis, label=place + columns >= len(shown))
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * columns), frameon=False
     )
@@ -157,7 +159,8 @@ def _plot_difference(
     axis.plot(curve[0][inside], curve[1][inside] - np.interp(np.log(curve[0][inside]), x, y), **style)
 
 
-def _style(series: Series) -> dict[str, Any]:
+def series_style(series: Series) -> dict[str, Any]:
+    """How a series is drawn, wherever it is."""
     family, _, ratio = series.mode.partition("-")
     colour = _FAMILY_COLOURS.get(family) if series.method in ("sse", "front") else _METHOD_COLOURS.get(series.method)
     if colour is None or series.note or (series.method == "sse" and series.lambda_scale != 1):
@@ -174,7 +177,8 @@ def _style(series: Series) -> dict[str, Any]:
     return style if series.lambda_scale == 1 else {**style, **_OTHER_LAMBDA_STYLE}
 
 
-def _rate_axis(axis: Axes, *, label: bool = True) -> None:
+def rate_axis(axis: Axes, *, label: bool = True) -> None:
+    """The horizontal axis of every curve."""
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -14,21 +14,35 @@ from jaxwrap.codecs.files import write_atomically
 from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import Point, read_points
 from jaxwrap.train.report.allocation import Spent, bit_difference_figure, bits_figure, importance_figure
-from jaxwrap.train.report.bd import LOW_OVERLAP, MIN_INSIDE, BdMean, BdRow, bd_table
+from jaxwrap.train.report.bd import LOW_OVERLAP, MIN_INSIDE, BdRow, bd_table
 from jaxwrap.train.report.curves import (
     FRONT_ALL,
+    LOCAL_MODE,
     QUALITIES,
     Curves,
     Series,
     Setting,
     curves_of,
     fronts_of,
+    is_of_a_task,
     winners,
 )
 from jaxwrap.train.report.figures import panels_of_codecs, panels_of_modes, rd_figure, sequences_figure
 from jaxwrap.train.report.page import embedded, render_page
+from jaxwrap.train.report.resampling import draw_curves
+from jaxwrap.train.report.task_bd import task_table
+from jaxwrap.train.report.task_html import shown_task
+from jaxwrap.train.report.task_results import read_task_results
+from jaxwrap.train.report.texts import (
+    SHORT,
+    bd_text,
+    bounds_text,
+    comparison_text,
+    left_out_lines,
+    overlap_text,
+    time_text,
+)
 
-_SHORT = {"receiver_snr": "receiver SNR", "psnr_yuv": "YUV-PSNR", "ms_ssim": "MS-SSIM"}
 _BESIDE = {"receiver_snr": "psnr_yuv", "psnr_yuv": "ms_ssim"}
 """Quality whose BD-rate is shown beside that of a table's own."""
 
@@ -49,36 +63,33 @@ def read_results(results: Sequence[Path]) -> list[Point]:
 
 def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
     """Writes the report on results (CSV files or folders of sweeps) to ``out``, and returns the rows of its BD tables:
-    in receiver SNR, where it was measured, then in YUV-PSNR.
+    of tasks in feature SNR and in their scores; of pixels in receiver SNR, where it was measured, then in YUV-PSNR.
 
     ``manifest.json``, ``failed.json`` and ``pictures.npz`` beside the first results are shown where present. Raises as
-    `read_results` and `bd_table`; the output is written under a temporary name first.
+    `read_results`, `bd_table` and `draw_curves`; the output is written under a temporary name first.
     """
     points = read_results(results)
     folder = _csv_of(results[0]).parent
-    curves, fronts = curves_of(points), fronts_of(points)
-    received = panels_of_modes(curves_of(points, "receiver_snr"))
-    rows = [row for measure in ("receiver_snr", "psnr_yuv") for row in bd_table(points, measure)]
-    label = QUALITIES["psnr_yuv"][0]
+    tasks = [(task, draw_curves(task)) for task in read_task_results(results)]
+    of_tasks = [(task, draws, task_table(task, draws)) for task, draws in tasks]
+    pixels = [point for point in points if not is_of_a_task(point.mode)]
+    of_pixels = [row for measure in ("receiver_snr", "psnr_yuv") for row in bd_table(pixels, measure)]
+    coded = [point for point in points if point.mode != LOCAL_MODE]
     manifest = _read_json(folder / "manifest.json") or {}
     page = render_page(
         "report.html.jinja",
         title=", ".join(sorted({point.dataset for point in points})),
         points=points,
         sequences=list(dict.fromkeys(point.sequence for point in points)),
-        codecs=list(dict.fromkeys(f"{point.codec} ({point.codec_version})" for point in points)),
-        qps=sorted({point.qp for point in points}),
-        unverified=sum(not point.verified for point in points),
-        rd=embedded(rd_figure(panels_of_codecs(curves), label)),
-        received=embedded(rd_figure(received, QUALITIES["receiver_snr"][0])) if received else None,
-        every_sequence=_sequences(curves, fronts, label),
-        tables=_tables(rows, points),
+        codecs=list(dict.fromkeys(f"{point.codec} ({point.codec_version})" for point in coded)),
+        qps=sorted({point.qp for point in coded}),
+        unverified=sum(not point.verified for point in coded),
+        tasks=[shown_task(*one) for one in of_tasks],
+        pixels=_pixels(pixels, of_pixels) if pixels else None,
         low_overlap=LOW_OVERLAP,
         min_inside=MIN_INSIDE,
-        left_out=_left_out(rows),
-        choices=_choices(points),
         pictures=_pictures(folder / "pictures.npz"),
-        timings=_timings(points),
+        timings=_timings(pixels),
         failures=_read_json(folder / "failed.json") or [],
         versions=manifest.get("versions", {}),
         machine=manifest.get("machine", {}),
@@ -87,45 +98,22 @@ def write_report(results: Sequence[Path], out: Path) -> list[BdRow]:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page.encode())
-    return rows
+    return [row for _, _, rows in of_tasks for row in rows] + of_pixels
 
 
-def bd_text(mean: BdMean | None, digits: int) -> str:
-    """``−12.3`` (one digit) or ``—``."""
-    return "—" if mean is None else _signed(mean.interval.mean, digits)
-
-
-def bounds_text(mean: BdMean | None) -> str:
-    """``−14.0 … −10.1``, or ``—`` where no interval can be given."""
-    if mean is None or mean.interval.low is None or mean.interval.high is None:
-        return "—"
-    return f"{_signed(mean.interval.low, 1)} … {_signed(mean.interval.high, 1)}"
-
-
-def overlap_text(mean: BdMean | None) -> str:
-    """``62%, 4``: overlap and points inside, with a mark where one of them is low."""
-    return "—" if mean is None else f"{mean.overlap:.0%}, {mean.num_inside}{' †' if mean.is_weak else ''}"
-
-
-def time_text(row: BdRow) -> str:
-    """``1.03``: seconds of encoding over the anchor's; ``—`` where they were not taken."""
-    return "—" if row.time_ratio is None else f"{row.time_ratio:.2f}"
-
-
-def comparison_text(row: BdRow) -> str:
-    """Title of the group of rows that this one belongs to."""
+def _pixels(points: Sequence[Point], rows: Sequence[BdRow]) -> dict[str, Any]:
+    """What is shown of modes that give pixels."""
+    curves, fronts = curves_of(points), fronts_of(points)
+    received = panels_of_modes(curves_of(points, "receiver_snr"))
+    label = QUALITIES["psnr_yuv"][0]
     return {
-        "method": "methods against sse in the same mode",
-        "best_lambda": f"methods against sse at its own best λ ({row.anchor.label})",
-        "mode": f"against {row.anchor.label}",
-        "resampling": f"against {row.anchor.label}",
-        "generation": f"against {row.anchor_setting.codec} with sse in the same mode",
-    }[row.comparison]
-
-
-def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text if any(c in "123456789" for c in text) else f"{0:.{digits}f}"
+        "rd": embedded(rd_figure(panels_of_codecs(curves), label)),
+        "received": embedded(rd_figure(received, QUALITIES["receiver_snr"][0])) if received else None,
+        "every_sequence": _sequences(curves, fronts, label),
+        "tables": _tables(rows, points),
+        "left_out": left_out_lines(rows),
+        "choices": _choices(points),
+    }
 
 
 def _tables(rows: Sequence[BdRow], points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -156,8 +144,8 @@ def _tables(rows: Sequence[BdRow], points: Sequence[Point]) -> list[dict[str, An
         )
     return [
         {
-            "quality": _SHORT[measure],
-            "beside": _SHORT[_BESIDE[measure]],
+            "quality": SHORT[measure],
+            "beside": SHORT[_BESIDE[measure]],
             "codec": setting.codec,
             "config": setting.config,
             "comparison": comparison,
@@ -181,15 +169,6 @@ def _sequences(curves: Curves, fronts: Curves, label: str) -> list[dict[str, Any
             {"codec": setting.codec, "config": setting.config, "image": embedded(image), "left_out": left_out}
         )
     return figures
-
-
-def _left_out(rows: Sequence[BdRow]) -> list[str]:
-    return [
-        f"{_SHORT[row.measure]}, {row.setting.codec}, {row.series.label} against {row.anchor_setting.codec}, "
-        f"{row.anchor.label}, {sequence}: {reason}"
-        for row in rows
-        for sequence, reason in row.left_out
-    ]
 
 
 def _choices(points: Sequence[Point]) -> list[dict[str, Any]]:

@@ -8,21 +8,28 @@ from rich.console import Group
 from rich.table import Table
 
 from jaxwrap.train.report.bd import LOW_OVERLAP, MIN_INSIDE, BdRow
-from jaxwrap.train.report.html import bd_text, bounds_text, comparison_text, overlap_text, time_text
+from jaxwrap.train.report.curves import ACCURACIES
+from jaxwrap.train.report.texts import SHORT, bd_text, bounds_text, comparison_text, overlap_text, time_text
 
 _TITLES = {
     "receiver_snr": "BD-rate in receiver SNR (negative: fewer bits at equal quality of what the receiver makes)",
     "psnr_yuv": "BD-rate in YUV-PSNR 6:1:1 (negative: fewer bits at equal quality)",
+    "feature_snr": "BD-rate in feature SNR (negative: fewer bits at equal quality of the network's features)",
 }
+
+_PRINTED_SCORES = ("ap", "mask_ap", "mota")
+"""The score that each task is judged by; the report has the others too."""
 
 
 def bd_rich_table(rows: Sequence[BdRow]) -> Group:
-    """BD-rates, each with what it rests on: a table per quality. Rows that rest on little, and controls, are dimmed.
+    """BD-rates, and BD-accuracies of tasks, each with what it rests on: a table per quality. Rows that rest on little,
+    and controls, are dimmed.
 
     What is compared in receiver SNR is left to the report in YUV-PSNR.
     """
     compared = {_compared(row) for row in rows if row.measure == "receiver_snr"}
     shown = [row for row in rows if row.measure == "receiver_snr" or _compared(row) not in compared]
+    shown = [row for row in shown if row.measure not in ACCURACIES or row.measure in _PRINTED_SCORES]
     measures = list(dict.fromkeys(row.measure for row in shown)) or ["psnr_yuv"]
     return Group(*(_table(measure, [row for row in shown if row.measure == measure]) for measure in measures))
 
@@ -32,10 +39,13 @@ def _compared(row: BdRow) -> tuple[object, ...]:
 
 
 def _table(measure: str, rows: Sequence[BdRow]) -> Table:
-    table = Table(title=_TITLES[measure], title_justify="left")
+    by_score = measure in ACCURACIES
+    title = f"BD-accuracy in points of {SHORT[measure]} (positive: better)" if by_score else _TITLES[measure]
+    table = Table(title=title, title_justify="left")
     for name in ("codec", "mode", "against"):
         table.add_column(name)
-    for name in ("BD-rate %", "95 % interval", "overlap", "BD dB", "time", "sequences"):
+    figures = ("BD-accuracy", "BD-rate %") if by_score else ("BD-rate %", "BD dB")
+    for name in (figures[0], "95 % interval", "overlap", figures[1], "time", "units" if by_score else "sequences"):
         table.add_column(name, justify="right")
     previous = None
     for row in rows:
@@ -43,17 +53,19 @@ def _table(measure: str, rows: Sequence[BdRow]) -> Table:
         if previous is not None and group != previous:
             table.add_section()
         previous = group
-        is_dim = row.rate is None or row.rate.is_weak or row.series.is_control
+        first, second = (row.quality, row.rate) if by_score else (row.rate, row.quality)
+        is_dim = first is None or first.is_weak or row.series.is_control
+        num_left_out = 0 if by_score else len(row.left_out)
         table.add_row(
             row.setting.codec,
             row.series.label,
             _anchor_text(row),
-            bd_text(row.rate, 1),
-            bounds_text(row.rate),
-            overlap_text(row.rate),
-            bd_text(row.quality, 2),
+            bd_text(first, 2 if by_score else 1),
+            bounds_text(first, 2 if by_score else 1),
+            overlap_text(first),
+            bd_text(second, 1 if by_score else 2),
             time_text(row),
-            f"{row.num_sequences}" + (f" of {row.num_sequences + len(row.left_out)}" if row.left_out else ""),
+            f"{row.num_sequences}" + (f" of {row.num_sequences + num_left_out}" if num_left_out else ""),
             style="dim" if is_dim else "bold" if row.series.method == "front" else None,
         )
     table.caption = (
@@ -71,8 +83,10 @@ def _table(measure: str, rows: Sequence[BdRow]) -> Table:
 
 
 def _anchor_text(row: BdRow) -> str:
-    if row.comparison == "generation":
+    if row.comparison in ("generation", "reference"):
         return f"{row.anchor_setting.codec} + sse"
+    if row.comparison == "remote":
+        return f"remote, {row.anchor_setting.codec}"
     if row.comparison == "best_lambda":
         return f"sse, λ × {row.anchor.lambda_scale:.3g}"
     return f"{row.anchor.label} + sse" if row.comparison == "method" else row.anchor.label
