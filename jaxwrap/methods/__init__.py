@@ -11,6 +11,7 @@ from jaxwrap.methods.refine import Refine, Refined, refine_samples
 from jaxwrap.methods.relinearise import Relinearise, relinearised_samples
 from jaxwrap.methods.shuffle import Shuffle
 from jaxwrap.methods.sse import Sse
+from jaxwrap.methods.task import TaskAware, TaskIwa, TaskWa
 from jaxwrap.methods.wa import Iwa, Wa
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
     "Relinearise",
     "Shuffle",
     "Sse",
+    "TaskAware",
+    "TaskIwa",
+    "TaskWa",
     "Transform",
     "Wa",
     "parse_method",

@@ -21,6 +21,7 @@ from jaxwrap.methods.refine import Refine
 from jaxwrap.methods.relinearise import Relinearise
 from jaxwrap.methods.shuffle import Shuffle
 from jaxwrap.methods.sse import Sse
+from jaxwrap.methods.task import TaskIwa, TaskWa
 from jaxwrap.methods.wa import Iwa, Wa
 
 WeightStage = Dqp | Shuffle | Only
@@ -29,7 +30,8 @@ WeightStage = Dqp | Shuffle | Only
 Stage = Method | WeightStage
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (Sse, Wa, Iwa, Fwa, Calibrated, Idse, Dqp, Shuffle, Fold, Refine, Relinearise)
+    stage.name: stage
+    for stage in (Sse, Wa, Iwa, Fwa, Calibrated, Idse, TaskWa, TaskIwa, Dqp, Shuffle, Fold, Refine, Relinearise)
 }
 """What a method's name is made of, beside ``only:…``. All but dqp, shuffle and only are methods by themselves."""
 
@@ -37,8 +39,8 @@ STAGES: dict[str, type[Stage]] = {
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
     """Stages one after another: first those that change the samples (fold, refine), then at most one that weighs them
-    (wa, iwa, fwa, calibrated, idse), then perhaps, each once, those that change the weights: `Dqp` makes QP offsets of
-    them, `Shuffle` puts them elsewhere, `Only` says what decides by them.
+    (wa, iwa, fwa, calibrated, idse, wa:task, iwa:task), then perhaps, each once, those that change the weights: `Dqp`
+    makes QP offsets of them, `Shuffle` puts them elsewhere, `Only` says what decides by them.
 
     Each stage is given the samples of the one before it, and the receiver behind whatever undoes them; a stage that
     draws is given the chain's own key, so that it draws what it would alone.
@@ -136,7 +138,8 @@ def parse_method(text: str, options: Mapping[str, Mapping[str, Any]] | None = No
     names = [name.strip() for name in text.split("+")]
     if unknown := [name for name in names if name not in STAGES and not name.startswith(PREFIX)]:
         raise ValueError(f"{unknown[0]!r} was asked for in method {text!r}; known: {', '.join(STAGES)}, {PREFIX}…")
-    if Dqp.name in names and not {Wa.name, Iwa.name, Fwa.name, Calibrated.name, Idse.name} & {*names}:
+    weighing = {kind.name for kind in (Wa, Iwa, Fwa, Calibrated, Idse, TaskWa, TaskIwa)}
+    if Dqp.name in names and not weighing & {*names}:
         names.insert(names.index(Dqp.name), Wa.name)
     stages = tuple(_stage(name, (options or {}).get(name, {})) for name in names)
     chain = Chain(stages)

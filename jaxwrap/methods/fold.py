@@ -34,14 +34,18 @@ class Transform(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fold:
-    """z' = transform.apply(z), undone before the receiver. ``transform``: constants that encoder and decoder share."""
+    """z' = transform.apply(z), undone before the receiver. ``transform``: constants that encoder and decoder share;
+    None: still to be set, as a sweep does where the wrapper brings its own."""
 
     name: ClassVar[str] = "fold"
     draws: ClassVar[bool] = False
     weights_as: ClassVar[None] = None
 
-    transform: Transform
+    transform: Transform | None
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
-        """The transformed samples and what undoes them; receiver and key are not used."""
+        """The transformed samples and what undoes them; receiver and key are not used. Raises `ValueError` where there
+        is no transform yet."""
+        if self.transform is None:
+            raise ValueError("fold has no transform yet; give it one that was made on training pictures")
         return Plan(self.transform.apply(z), undo=as_partial(self.transform.undo))

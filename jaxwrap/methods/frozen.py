@@ -34,18 +34,20 @@ class Fwa:
     """One frozen map (`ImportanceMap` or its h, N = 1) → weights w of the distortion Σ w q², the same for all frames.
 
     ``alpha``: as in `importance_weights`. `Weights` in place of a map are taken as they are. A map that is constant in
-    each plane serves frames of any size.
+    each plane serves frames of any size. None: still to be set, as a sweep does where the wrapper brings its own map.
     """
 
     name: ClassVar[str] = "fwa"
     draws: ClassVar[bool] = False
     weights_as: ClassVar[Literal["distortion"]] = "distortion"
 
-    map: ImportanceMap | Frame | Weights
+    map: ImportanceMap | Frame | Weights | None
     alpha: float = DEFAULT_ALPHA
 
     def __post_init__(self) -> None:
         check_weighting(self.alpha)
+        if self.map is None:
+            return
         h = raw_map(self.map)
         check_map(h)
         if num_frames(h) != 1:
@@ -55,7 +57,9 @@ class Fwa:
 
     def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None = None) -> Plan:
         """z as it is, with weights for the encoder's distortion; receiver and key are not used. Raises `MapError` if
-        the map does not fit z."""
+        the map does not fit z, or there is none."""
+        if self.map is None:
+            raise MapError(f"importance map: {self.name} has none yet; give it one that was made on training pictures")
         h = raw_map(self.map)
         if is_flat(h) and type(h) is type(z):
             h = jax.tree.map(lambda p, like: jnp.broadcast_to(p[:, :1, :1], (1, *like.shape[1:])), h, z)

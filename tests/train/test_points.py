@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxwrap.codecs import files
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.train.evaluate.cache import Cache
-from jaxwrap.train.evaluate.points import COLUMNS, Point, point_key, read_points, write_points
+from jaxwrap.train.evaluate.points import COLUMNS, LATER, Point, point_key, read_points, write_points
 
 POINT = Point(
     key="ab" * 16,
@@ -49,7 +49,7 @@ def test_the_columns_are_those_of_the_design_in_its_order() -> None:
         "header_bits kbps bpp psnr_y psnr_yuv ms_ssim receiver_snr ap ap50 mask_ap mota idf1 hota encode_s map_s "
         "method_s decode_s wrapper_s verified"
     )
-    assert (*agreed.split(), "mode_bits") == COLUMNS
+    assert (*agreed.split(), "mode_bits", *LATER) == COLUMNS
 
 
 @given(
@@ -67,7 +67,16 @@ def test_what_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:
     write_points(tmp_path / "results.csv", [POINT])
     header, row = (tmp_path / "results.csv").read_text().splitlines()
     assert header == ",".join(COLUMNS)
-    assert row.endswith(",,,,,,,,0.5,,,,,True,4")
+    assert row.endswith(",,,,,,,,0.5,,,,,True,4,,")
+
+
+def test_a_file_from_before_a_column_was_added_is_read_with_that_column_empty(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    write_points(path, [POINT])
+    ends = ("," + ",".join(LATER), "," * len(LATER))
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{line.removesuffix(end)}\n" for line, end in zip(lines, ends, strict=True)))
+    assert read_points(path) == [POINT]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +85,9 @@ def test_what_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:
         (lambda text: text.replace("psnr_yuv,", ""), "lacks the columns psnr_yuv; wanted"),
         (lambda text: text.splitlines()[0] + "\n", "no row"),
         (lambda text: "", "is something else; wanted a results.csv, with the columns key, "),
-        (lambda text: text.replace("38.25", "good"), r"line 2: psnr_yuv = 'good' \(wanted float\)"),
+        (lambda text: text.replace("38.25", "good"), r"line 2: psnr_yuv = 'good' \(wanted float \| None\)"),
         (lambda text: text.replace("38.25", "nan").replace("1234", "1.5"), "bits = '1.5'.*psnr_yuv = 'nan'"),
-        (lambda text: text.replace(",True,4", ""), "too short|verified = None"),
+        (lambda text: text.replace(",True,4,,", ""), "too short|verified = None"),
     ],
 )
 def test_a_damaged_csv_is_refused_naming_file_line_and_cell(tmp_path: Path, edit: object, message: str) -> None:

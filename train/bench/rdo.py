@@ -52,9 +52,10 @@ from jaxwrap.train.bench.rdo_table import (
     write_rows,
 )
 from jaxwrap.train.evaluate.checks import ask_codecs
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, receiver_metric
+from jaxwrap.train.evaluate.modes import BIT_DEPTH, PixelMode, receiver_metric
 from jaxwrap.train.evaluate.options import method_options
 from jaxwrap.train.evaluate.points import canonical_json, read_points
+from jaxwrap.train.evaluate.sources import Source
 from jaxwrap.train.evaluate.sweep import run_sweep
 from jaxwrap.train.media import Clip
 from jaxwrap.train.runs import console, literal, progress_bar
@@ -253,7 +254,7 @@ class _Part:
                     self._sweep(receiver, mode, chosen, clips, config, qps, scales, folder)
 
     def _sweeps(
-        self, mode: Mode, tuned: Tuned | None, methods: dict[str, Method], clips: Sequence[Clip], config: Config
+        self, mode: PixelMode, tuned: Tuned | None, methods: dict[str, Method], clips: Sequence[Clip], config: Config
     ) -> dict[tuple[tuple[int, ...], tuple[float, ...]], list[str]]:
         """Series by the QPs and scales of λ that they have in common, without those that no encoder takes."""
         found: dict[tuple[tuple[int, ...], tuple[float, ...]], list[str]] = {}
@@ -267,15 +268,16 @@ class _Part:
         return found
 
     def _is_taken(
-        self, mode: Mode, series: str, method: Method, clips: Sequence[Clip], config: Config, scale: float
+        self, mode: PixelMode, series: str, method: Method, clips: Sequence[Clip], config: Config, scale: float
     ) -> bool:
         """Whether any encoder does this; says so where none does."""
         request = EncodeRequest(self.settings.qps[0], config, BIT_DEPTH, preset=self.part.preset)
-        ask_codecs(clips, [(mode, None)], self.codecs, [request])  # a missing encoder, or a bad preset, is an error
+        sources = [Source.of(clip) for clip in clips]
+        ask_codecs(sources, [(mode, None)], self.codecs, [request])  # a missing encoder, or a bad preset, is an error
         refusals = []
         for codec in self.codecs:
             try:
-                ask_codecs(clips, [(mode, method)], [codec], [dataclasses.replace(request, lambda_scale=scale)])
+                ask_codecs(sources, [(mode, method)], [codec], [dataclasses.replace(request, lambda_scale=scale)])
             except ValueError as error:
                 refusals.append(str(error))
             else:
@@ -286,7 +288,7 @@ class _Part:
     def _sweep(
         self,
         receiver: str,
-        mode: Mode,
+        mode: PixelMode,
         methods: dict[str, Method],
         clips: Sequence[Clip],
         config: Config,

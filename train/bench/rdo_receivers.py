@@ -33,7 +33,7 @@ from jaxwrap.importance.weights import DEFAULT_ALPHA, importance_weights
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import change_bit_depth, normalise
 from jaxwrap.train.bench.verdict import SCALINGS, scaled
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, mode_of, receiver_metric
+from jaxwrap.train.evaluate.modes import BIT_DEPTH, PixelMode, mode_of, receiver_metric
 from jaxwrap.train.evaluate.receivers import network_mode
 from jaxwrap.train.fit.checkpoints import load_wrapper
 from jaxwrap.train.media import Clip
@@ -55,17 +55,17 @@ CALIBRATED_ALPHA = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScaledMode(Mode):
+class ScaledMode(PixelMode):
     """A wrapper's mode with one of `SCALINGS` between its networks and the codec."""
 
     scaling: str = ""
 
     def sandwich(self, height: int, width: int) -> Sandwich:
-        """See `Mode.sandwich`."""
+        """See `PixelMode.sandwich`."""
         return _scaled_sandwich(self.wrapper, self.scaling, height, width)
 
 
-def scaled_mode(mode: Mode, scaling: str) -> ScaledMode:
+def scaled_mode(mode: PixelMode, scaling: str) -> ScaledMode:
     """``mode`` with a scaling by name. Raises `ValueError` for an unknown one."""
     if scaling not in SCALINGS:
         raise ValueError(f"scaling {scaling!r} was asked for; known: {', '.join(SCALINGS)}")
@@ -85,7 +85,7 @@ def _scaled_sandwich(wrapper: Any, scaling: str, height: int, width: int) -> San
     return scaled(subject, scaling).sandwich(height, width)
 
 
-def receiver_named(name: str, *, network: Path | None, tensor: str) -> Mode:
+def receiver_named(name: str, *, network: Path | None, tensor: str) -> PixelMode:
     """The mode of one of `RECEIVERS`. Raises `ValueError` for an unknown one, for ``features`` without a network, and
     as `network_mode`."""
     if name == "features":
@@ -145,7 +145,7 @@ class Tuned:
         }
 
 
-def tune(mode: Mode, clips: Sequence[Clip], *, sketches: int = 4, seed: int = 0) -> Tuned:
+def tune(mode: PixelMode, clips: Sequence[Clip], *, sketches: int = 4, seed: int = 0) -> Tuned:
     """Frozen maps from the first frames of training clips of one size, two at least.
 
     ``fwa`` is the mean of sketched maps (WA-RDO section 3), ``calibrated`` has one weight per block from x265's errors

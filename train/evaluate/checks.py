@@ -5,51 +5,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxwrap.arrays import Frame, check_frame, frame_of, num_frames, size_of
+from jaxwrap.arrays import Frame, frame_of, num_frames, size_of
 from jaxwrap.codec import CONFIGS, QP_RANGE, Codec, Config, EncodeRequest, RowWeights, Weights, intra_period
 from jaxwrap.importance.weights import is_flat, raw_map
 from jaxwrap.methods import Fwa, Idse, Iwa, Wa, stages_of
 from jaxwrap.methods.plan import Method
-from jaxwrap.train.evaluate.modes import Mode, combinations
+from jaxwrap.train.evaluate.mode import Mode
+from jaxwrap.train.evaluate.modes import combinations
 from jaxwrap.train.evaluate.options import method_options
 from jaxwrap.train.evaluate.points import canonical_json
-
-if TYPE_CHECKING:
-    from jaxwrap.train.evaluate.rows import Source
+from jaxwrap.train.evaluate.sources import ClipLike, Source
 
 _NAMED = 3
 
 
-class ClipLike(Protocol):
-    """What the sweep asks of a clip; `jaxwrap.train.media.Clip` is one."""
-
-    @property
-    def name(self) -> str:
-        """Unique among the clips of a sweep."""
-        ...
-
-    @property
-    def frames(self) -> Frame:
-        """Integer samples ``[0, 2^d − 1]``."""
-        ...
-
-    @property
-    def bit_depth(self) -> int:
-        """Bits d of a sample, 8 or 10."""
-        ...
-
-    @property
-    def fps(self) -> float:
-        """Frames per second, for kbps."""
-        ...
-
-
 def check_settings(
-    clips: Sequence[ClipLike],
+    clips: Sequence[ClipLike | Source],
     modes: Sequence[Mode],
     codecs: Sequence[Codec],
     qps: Sequence[float],
@@ -83,15 +58,13 @@ def check_settings(
         raise ValueError(f"configuration {config!r} was given; known: {', '.join(CONFIGS)}")
     if processes < 1:
         raise ValueError(f"{processes} processes were asked for; wanted at least 1")
-    pairs = combinations(modes, methods)
-    _check_maps(clips, pairs)
-    return pairs
+    return combinations(modes, methods)
 
 
-def _check_maps(clips: Sequence[ClipLike], pairs: Sequence[tuple[Mode, Method]]) -> None:
+def check_maps(sources: Sequence[Source], pairs: Sequence[tuple[Mode, Method]]) -> None:
     """Raises `ValueError` where the map that a method was given fits none of the clips as they are coded."""
     for mode, method in pairs:
-        sizes = [mode.wrapper.bottleneck_size(*size_of(clip.frames)) for clip in clips]
+        sizes = [mode.coded_size(source.size) for source in sources]
         for stage in stages_of(method):
             if not isinstance(stage, Wa | Fwa) or stage.map is None:
                 continue
@@ -99,7 +72,7 @@ def _check_maps(clips: Sequence[ClipLike], pairs: Sequence[tuple[Mode, Method]])
             if size_of(planes) not in sizes and not is_flat(planes):
                 (height, width), (coded_height, coded_width) = size_of(planes), sizes[0]
                 raise ValueError(
-                    f"{method.name}: the map is {width}×{height}; in mode {mode.name} {clips[0].name} is coded at "
+                    f"{method.name}: the map is {width}×{height}; in mode {mode.name} {sources[0].name} is coded at "
                     f"{coded_width}×{coded_height}: make the map from clips of that size, with the same run"
                 )
 
@@ -127,7 +100,7 @@ def check_numbers_of_maps(
 
 
 def _num_maps(batch: Sequence[Source], config: Config, *, held: bool) -> int:
-    counts = [num_frames(source.samples) for source in batch]
+    counts = [source.num_frames for source in batch]
     if not held:
         return sum(counts)
     return sum(-(-count // (intra_period(config, batch[0].fps) or count)) for count in counts)
@@ -171,7 +144,7 @@ def preset_of(presets: Mapping[str, str] | str | None, codec: Codec) -> str | No
 
 
 def combine(
-    clips: Sequence[ClipLike],
+    sources: Sequence[Source],
     pairs: Sequence[tuple[Mode, Method]],
     codecs: Sequence[Codec],
     requests: Mapping[str, Sequence[EncodeRequest]],
@@ -185,14 +158,14 @@ def combine(
     """
     modes = {mode.name: mode for mode, _ in pairs}
     for codec in codecs:
-        ask_codecs(clips, [(mode, None) for mode in modes.values()], [codec], requests[codec.name])
+        ask_codecs(sources, [(mode, None) for mode in modes.values()], [codec], requests[codec.name])
     taken: list[Combination] = []
     left_out: list[LeftOut] = []
     for codec, (mode, method), scale in itertools.product(codecs, pairs, lambda_scales):
         combination = Combination(codec, mode, method, float(scale))
         plain = method.weights_as is None and scale == 1.0
         asked = [dataclasses.replace(requests[codec.name][0], lambda_scale=float(scale))]
-        refused = None if plain else _refused_by_all(clips, [(mode, method)], [codec], asked)
+        refused = None if plain else _refused_by_all(sources, [(mode, method)], [codec], asked)
         if refused is None:
             taken.append(combination)
         else:
@@ -214,7 +187,7 @@ def _all_of(taken: Sequence[Combination], left_out: Sequence[LeftOut]) -> Iterat
 
 
 def ask_codecs(
-    clips: Sequence[ClipLike],
+    sources: Sequence[Source],
     pairs: Sequence[tuple[Mode, Method | None]],
     codecs: Sequence[Codec],
     requests: Sequence[EncodeRequest],
@@ -229,7 +202,7 @@ def ask_codecs(
             _ = codec.version
         except RuntimeError as error:
             raise ValueError(f"codec {codec.name} cannot be used: {error}") from error
-    if (refused := _refused_by_all(clips, pairs, codecs, requests)) is not None:
+    if (refused := _refused_by_all(sources, pairs, codecs, requests)) is not None:
         raise ValueError(f"{refused.where}: {refused.reason}")
 
 
@@ -239,15 +212,15 @@ class _Refusal(NamedTuple):
 
 
 def _refused_by_all(
-    clips: Sequence[ClipLike],
+    sources: Sequence[Source],
     pairs: Sequence[tuple[Mode, Method | None]],
     codecs: Sequence[Codec],
     requests: Sequence[EncodeRequest],
 ) -> _Refusal | None:
     """What would be refused of the first clip, where something would of every clip; else None."""
     first = None
-    for clip in clips:
-        refused = _refusal(clip, pairs, codecs, requests)
+    for source in sources:
+        refused = _refusal(source, pairs, codecs, requests)
         if refused is None:
             return None
         first = first or refused
@@ -255,37 +228,36 @@ def _refused_by_all(
 
 
 def _refusal(
-    clip: ClipLike,
+    source: Source,
     pairs: Sequence[tuple[Mode, Method | None]],
     codecs: Sequence[Codec],
     requests: Sequence[EncodeRequest],
 ) -> _Refusal | None:
     """The first thing that an encoder would refuse about a clip, or None."""
-    check_frame(clip.frames)
     for (mode, method), codec, request in itertools.product(pairs, codecs, requests):
-        size = mode.wrapper.bottleneck_size(*size_of(clip.frames))
-        weights = None if method is None else _weights_like(method, size, clip.frames)
+        size = mode.coded_size(source.size)
+        weights = None if method is None else _weights_like(method, size, mode.coded_planes(source.num_planes))
         try:
-            codec.check(size, dataclasses.replace(request, fps=clip.fps, weights=weights))
+            codec.check(size, dataclasses.replace(request, fps=source.fps, weights=weights))
         except (ValueError, RuntimeError) as error:
             what = mode.name if method is None or method.name == "sse" else f"{mode.name} with method {method.name}"
-            return _Refusal(f"{clip.name} in mode {what}", str(error))
+            return _Refusal(f"{source.name} in mode {what}", str(error))
     return None
 
 
-def _weights_like(method: Method, size: tuple[int, int], like: Frame) -> Weights | RowWeights | None:
+def _weights_like(method: Method, size: tuple[int, int], num_planes: int) -> Weights | RowWeights | None:
     """Weights of the kind that a method makes, without their memory."""
     if method.weights_as is None:
         return None
-    flat = _flat(size, like)
+    flat = _flat(size, num_planes)
     if method.weights_as != "rows":
         return Weights(flat, method.weights_as)
     rows = max((stage.rows for stage in stages_of(method) if isinstance(stage, Idse)), default=1)
     return RowWeights(frame_of([np.broadcast_to(p[:, None], (1, rows, *p.shape[1:])) for p in flat.planes]), 0.5)
 
 
-def _flat(size: tuple[int, int], like: Frame) -> Frame:
-    """Weights of 1 for frames of ``size`` in the chroma format of ``like``, without their memory."""
+def _flat(size: tuple[int, int], num_planes: int) -> Frame:
+    """Weights of 1 for frames of ``size`` with this many planes, without their memory."""
     chroma = (size[0] // 2, size[1] // 2)
-    shapes = [size, *[chroma] * (len(like.planes) - 1)]
+    shapes = [size, *[chroma] * (num_planes - 1)]
     return frame_of([np.broadcast_to(np.float32(1), (1, *shape)) for shape in shapes])

@@ -40,7 +40,7 @@ def seconds_per_sample(measured: Iterable[tuple[Row, Point]]) -> dict[str, float
         if point.encode_s is not None:
             seconds[row.codec.name] = seconds.get(row.codec.name, 0.0) + point.encode_s
             samples[row.codec.name] = samples.get(row.codec.name, 0) + row.coded_samples
-    return {name: seconds[name] / samples[name] for name in seconds}
+    return {name: seconds[name] / max(samples[name], 1) for name in seconds}
 
 
 def estimate(streams: Sequence[Row], rates: dict[str, float], processes: int) -> Estimate | None:

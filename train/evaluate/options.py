@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ SET_BY_SWEEP = ("qp", "target", "clips", "period", "encoder", "request", "memory
 encoder's I pictures, the encoder, what is asked of it, and, for long clips, the memory that maps may take. All that
 figures depend on is in the rows' keys, as settings and clips of the sweep."""
 
-NOT_IN_RESULTS = (*SET_BY_SWEEP, "devices")
-"""Fields that are no options of a row."""
+NOT_IN_RESULTS = (*SET_BY_SWEEP, "devices", "head")
+"""Fields that are no options of a row: a head is its mode's."""
 
 
 def fields_of(method: Method) -> set[str]:
@@ -27,12 +28,13 @@ def fields_of(method: Method) -> set[str]:
     }
 
 
-def with_fields(method: Any, values: dict[str, Any]) -> Any:
-    """The method with those of the fields set that it, or its stages, have."""
+def with_fields(method: Any, values: dict[str, Any], of_stage: Callable[[Any], dict[str, Any]] | None = None) -> Any:
+    """The method with those of the fields set that it, or its stages, have; ``of_stage`` gives more for each stage."""
     if isinstance(method, Chain):
-        return Chain(tuple(with_fields(stage, values) for stage in method.stages))
+        return Chain(tuple(with_fields(stage, values, of_stage) for stage in method.stages))
     names = fields_of(method)
-    chosen = {name: value for name, value in values.items() if name in names}
+    given = values if of_stage is None else {**values, **of_stage(method)}
+    chosen = {name: value for name, value in given.items() if name in names}
     return dataclasses.replace(method, **chosen) if chosen else method
 
 

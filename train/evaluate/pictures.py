@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from jaxwrap.arrays import size_of
 from jaxwrap.codec import Codec, EncodeRequest, EncodeResult, RowWeights, Weights
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.colour import yuv_to_rgb
-from jaxwrap.train.evaluate.modes import BIT_DEPTH
 from jaxwrap.train.evaluate.points import canonical_json
+from jaxwrap.train.evaluate.sources import BIT_DEPTH
 
 if TYPE_CHECKING:
     from jaxwrap.train.evaluate.networks import Planned
@@ -56,7 +55,7 @@ class Pictures:
         for codec in {id(row.codec): row.codec for row in same}.values():
             modes = [row.mode.name for row in same if row.codec is codec]
             mode = max(modes, key=modes.count)
-            tells = modes.count(mode) > 1 and _tells_units(codec, size_of(first.source.samples))
+            tells = modes.count(mode) > 1 and _tells_units(codec, first.mode.coded_size(first.source.size))
             if modes.count(mode) > 1 and (codec is first.codec or tells):
                 self._modes[codec.name] = mode
                 self._keys |= {row.key for row in same if row.codec is codec and row.mode.name == mode}

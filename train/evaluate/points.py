@@ -29,7 +29,10 @@ class Point:
     post-processor, ``method_s`` the plan, ``map_s`` the same where the plan is an importance map. ``lambda_scale``
     multiplies the encoder's own λ.
     ``receiver_snr`` is what coding alone costs the receiver, 10 log₁₀(‖r(z)‖²_M / ‖r(ẑ) − r(z)‖²_M) over the clip, z
-    the samples before the method; empty where no network looks at them, or nothing was lost.
+    the samples before the method; empty where no network looks at them, or nothing was lost. ``feature_snr`` is what a
+    network's features lose on the whole way, 10 log₁₀(‖y‖²_M / ‖ŷ − y‖²_M), y being its own and ŷ those behind the
+    codec; ``network`` is its name. ``ap`` … ``hota``: scores of its task, of data sets only. PSNR is empty where no
+    picture is decoded.
     ``method_options`` is JSON. ``verified``: an independent decoder reproduced the encoder's reconstruction.
     """
 
@@ -50,8 +53,8 @@ class Point:
     header_bits: int
     kbps: float
     bpp: float
-    psnr_y: float
-    psnr_yuv: float
+    psnr_y: float | None = None
+    psnr_yuv: float | None = None
     ms_ssim: float | None = None
     receiver_snr: float | None = None
     ap: float | None = None
@@ -67,9 +70,14 @@ class Point:
     wrapper_s: float | None = None
     verified: bool = False
     mode_bits: int = 0
+    feature_snr: float | None = None
+    network: str = ""
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Point))
+
+LATER = ("feature_snr", "network")
+"""Columns that files of earlier versions lack; they are read as if these were empty."""
 
 NAMES = ("key", "dataset", "sequence", "mode", "seed")
 """Columns that name a row and that its figures do not depend on: rows that differ in nothing else share what was
@@ -129,9 +137,11 @@ def read_points(path: Path) -> list[Point]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             header = reader.fieldnames or []
-            if missing := [name for name in COLUMNS if name not in header]:
+            if missing := [name for name in COLUMNS if name not in (*header, *LATER)]:
                 listed = (
-                    f"lacks the columns {', '.join(missing)}" if len(missing) < len(COLUMNS) else "is something else"
+                    f"lacks the columns {', '.join(missing)}"
+                    if len(missing) < len(COLUMNS) - len(LATER)
+                    else "is something else"
                 )
                 raise ValueError(f"{path} {listed}; wanted a results.csv, with the columns {', '.join(COLUMNS)}")
             points = [point_from_cells(row, f"{path}, line {reader.line_num}") for row in reader]
@@ -147,6 +157,8 @@ def point_from_cells(row: Mapping[str, str | None], where: str) -> Point:
     values: dict[str, Any] = {}
     bad = []
     for field in dataclasses.fields(Point):
+        if field.name in LATER and field.name not in row:
+            continue
         text = row.get(field.name)
         try:
             values[field.name] = _parse(str(field.type), text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxwrap.tasks import yolox
 from jaxwrap.tasks.onnx import onnx_network
 from jaxwrap.tasks.pictures import PictureInput, picture_receiver
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode, receiver_mode
+from jaxwrap.train.evaluate.modes import BIT_DEPTH, PixelMode, receiver_mode
 from jaxwrap.train.evaluate.points import canonical_json
 from jaxwrap.train.onnx_models import read_onnx
 
@@ -22,7 +22,7 @@ INPUTS: dict[str, PictureInput] = {
 ImageNet's means and deviations, stretched."""
 
 
-def network_mode(path: Path, tensors: Sequence[str] = (), expects: PictureInput | str = "yolox") -> Mode:
+def network_mode(path: Path, tensors: Sequence[str] = (), expects: PictureInput | str = "yolox") -> PixelMode:
     """The codec alone, with the network of an ONNX file as its receiver; what has to survive are the named tensors
     (default: the graph's outputs), with the metric 1.
 
@@ -46,7 +46,7 @@ def network_mode(path: Path, tensors: Sequence[str] = (), expects: PictureInput 
     return receiver_mode(picture_receiver(network, expects, bit_depth=BIT_DEPTH), digest.hexdigest()[:16])
 
 
-def parse_receiver(text: str, expects: str = "yolox") -> Mode:
+def parse_receiver(text: str, expects: str = "yolox") -> PixelMode:
     """``FILE.onnx`` or ``FILE.onnx:tensor,tensor`` as a mode. Errors as in `network_mode`, and `FileNotFoundError`."""
     name, found, rest = text.rpartition(".onnx:")
     path, tensors = (f"{name}.onnx", [word.strip() for word in rest.split(",")]) if found else (text, [])

@@ -7,19 +7,16 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from jaxwrap.arrays import Frame, check_frame, num_frames, size_of
 from jaxwrap.codec import Codec, Config, EncodeRequest
 from jaxwrap.methods.plan import Method
-from jaxwrap.samples import change_bit_depth
-from jaxwrap.train.evaluate.checks import ClipLike, Combination, preset_of
+from jaxwrap.train.evaluate import nocodec
+from jaxwrap.train.evaluate.checks import Combination, preset_of
 from jaxwrap.train.evaluate.manifest import MEASURING_PACKAGES
 from jaxwrap.train.evaluate.manifest import versions as package_versions
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode
-from jaxwrap.train.evaluate.options import digest_of, method_options
+from jaxwrap.train.evaluate.mode import Mode
+from jaxwrap.train.evaluate.options import method_options
 from jaxwrap.train.evaluate.points import MEASUREMENT_VERSION, canonical_json, point_key
+from jaxwrap.train.evaluate.sources import BIT_DEPTH, Source
 
 PIXELS_PER_BATCH = 8_000_000
 """Luma samples of originals that a method sees at once (a clip is never divided)."""
@@ -39,23 +36,6 @@ class Settings:
     def preset_of(self, codec: Codec) -> str | None:
         """Its effort: that of its name, or the one for all; None is its default."""
         return preset_of(self.presets, codec)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A clip as the sweep uses it: samples of the depth that is coded and compared, and the hash of their content."""
-
-    name: str
-    samples: Frame
-    fps: float
-    digest: str
-
-    @staticmethod
-    def of(clip: ClipLike) -> Source:
-        """Raises `ValueError` for planes that are no frames."""
-        check_frame(clip.frames)
-        samples = change_bit_depth(jax.tree.map(np.asarray, clip.frames), clip.bit_depth, BIT_DEPTH)
-        return Source(clip.name, samples, float(clip.fps), digest_of(*samples.planes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +62,8 @@ class Row:
     @property
     def coded_samples(self) -> int:
         """Luma samples that the encoder is given."""
-        height, width = self.mode.wrapper.bottleneck_size(*size_of(self.source.samples))
-        return num_frames(self.source.samples) * height * width
+        height, width = self.mode.coded_size(self.source.size)
+        return self.source.num_frames * height * width
 
     def request(self, settings: Settings) -> EncodeRequest:
         """What the codec is asked, weights apart."""
@@ -111,9 +91,10 @@ def batches_of(sources: list[Source]) -> list[list[Source]]:
     """Clips of one size, chroma format and frame rate together, in the given order, up to `PIXELS_PER_BATCH`."""
     alike: dict[Any, list[list[Source]]] = {}
     for source in sources:
-        height, width = size_of(source.samples)
-        groups = alike.setdefault((height, width, len(source.samples.planes), source.fps), [[]])
-        if sum(num_frames(s.samples) for s in (*groups[-1], source)) * height * width > PIXELS_PER_BATCH and groups[-1]:
+        height, width = source.size
+        apart = source.name if source.alone else None
+        groups = alike.setdefault((height, width, source.num_planes, source.fps, apart), [[]])
+        if sum(s.num_frames for s in (*groups[-1], source)) * height * width > PIXELS_PER_BATCH and groups[-1]:
             groups.append([])
         groups[-1].append(source)
     return [batch for groups in alike.values() for batch in groups]
@@ -135,7 +116,7 @@ def rows_of(batch: list[Source], settings: Settings) -> Iterator[Row]:
             "versions": {name: versions[name] for name in (*MEASURING_PACKAGES, "device")},
             "measurement_version": MEASUREMENT_VERSION,
         }
-        for qp in settings.qps:
+        for qp in settings.qps if mode.sends else [nocodec.QP]:
             measurement = point_key({**depends_on, "qp": qp})
             names = [settings.dataset, source.name, mode.name, settings.seed]
             key = point_key({"measurement": measurement, "names": names})
@@ -151,18 +132,15 @@ def configuration(sources: list[Source], settings: Settings) -> dict[str, Any]:
         "dataset": settings.dataset,
         "clips": {
             s.name: {
-                "width": size_of(s.samples)[1],
-                "height": size_of(s.samples)[0],
-                "frames": num_frames(s.samples),
+                "width": s.size[1],
+                "height": s.size[0],
+                "frames": s.num_frames,
                 "fps": s.fps,
                 "sha256": s.digest,
             }
             for s in sources
         },
-        "modes": {
-            name: {"pre": mode.pre_hash, "post": mode.post_hash, "receiver": mode.receiver_hash, "bits": mode.bits}
-            for name, mode in modes.items()
-        },
+        "modes": {name: mode.describe() for name, mode in modes.items()},
         "methods": [{"name": m.name, **method_options(m)} for m in methods.values()],
         "codecs": list({c.codec.name: None for c in combinations}),
         "lambda_scales": sorted({c.lambda_scale for c in combinations}, reverse=True),

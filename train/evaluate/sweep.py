@@ -9,34 +9,48 @@ same CSV. Samples that several modes share are encoded once. What fails is set a
 
 Files in the output folder: ``results.csv``, ``manifest.json`` (resolved configuration, versions, device, the
 command of one encode per codec), ``failed.json`` and ``failed/`` (only where something failed), ``pictures.npz`` (one
-picture's maps, coding units and decoded samples, for the report).
+picture's maps, coding units and decoded samples, for the report), ``predictions/KEY.json`` (what a task finds on each
+row of a mode that has one).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
 from jaxwrap.arrays import Frame
 from jaxwrap.codec import Codec, Config, EncodeRequest, EncodeResult
+from jaxwrap.codecs.files import write_atomically
 from jaxwrap.methods.plan import Method
 from jaxwrap.train.evaluate import cost
 from jaxwrap.train.evaluate.cache import Cache
-from jaxwrap.train.evaluate.checks import ClipLike, check_numbers_of_maps, check_settings, combine, in_words, preset_of
+from jaxwrap.train.evaluate.checks import (
+    Combination,
+    check_maps,
+    check_numbers_of_maps,
+    check_settings,
+    combine,
+    in_words,
+    preset_of,
+)
 from jaxwrap.train.evaluate.cluster import ClusterWorkers
 from jaxwrap.train.evaluate.manifest import claim, write_manifest
-from jaxwrap.train.evaluate.modes import BIT_DEPTH, Mode
+from jaxwrap.train.evaluate.mode import Measured, Mode
 from jaxwrap.train.evaluate.networks import Networks, Planned
+from jaxwrap.train.evaluate.nocodec import NoCodec
 from jaxwrap.train.evaluate.options import fields_of
 from jaxwrap.train.evaluate.pictures import Pictures
 from jaxwrap.train.evaluate.points import Point, measurement_of, write_points
 from jaxwrap.train.evaluate.quarantine import Failure, Quarantine
-from jaxwrap.train.evaluate.rows import Row, Settings, Source, batches_of, configuration, rows_of
+from jaxwrap.train.evaluate.rows import Row, Settings, batches_of, configuration, rows_of
+from jaxwrap.train.evaluate.sources import BIT_DEPTH, ClipLike, Source
 from jaxwrap.train.evaluate.workers import Workers
 
 
@@ -50,6 +64,22 @@ class SweepResult:
     from_cache: int
     commands: dict[str, str]
     """By codec, how one of the streams was made."""
+    sums: dict[str, Sums]
+    """By a row's key, what is pooled over clips; of rows of a task only."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sums:
+    """What is added up over clips. ``energies``: signal and noise of columns in dB. ``clipped``: of the coded samples,
+    how many lay outside the codec's range, and how many there are."""
+
+    energies: dict[str, tuple[float, float]]
+    clipped: tuple[int, int]
+
+
+def predictions_path(out: Path, key: str) -> Path:
+    """Where the predictions of a row lie: a COCO results list, or the rows of a MOTChallenge file as lists."""
+    return out / "predictions" / f"{key}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +100,7 @@ class _Job:
 
 
 def run_sweep(
-    clips: Sequence[ClipLike],
+    clips: Sequence[ClipLike | Source],
     modes: Sequence[Mode],
     codecs: Sequence[Codec],
     qps: Sequence[float],
@@ -87,6 +117,8 @@ def run_sweep(
     retry_failed: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
+    about: Mapping[str, Any] | None = None,
+    summarise: Callable[[SweepResult, Cache], Mapping[str, Any]] | None = None,
 ) -> SweepResult:
     """Measures every combination that is not in the cache, and writes ``out/results.csv``.
 
@@ -106,6 +138,8 @@ def run_sweep(
       retry_failed: try again what failed in this folder before; otherwise it is left alone.
       cache: folder of measured points, shared between runs; default: ``cache`` beside ``out``. progress: a running
         `rich` progress bar, to which a task is added.
+      about: more to state, and to hold fixed, in the manifest. summarise: called in the end; what it gives is stated
+        of the run.
 
     Raises:
       ValueError: nothing to do, unknown or repeated names, QPs out of range, what a codec cannot take
@@ -117,18 +151,22 @@ def run_sweep(
         codec.name: [EncodeRequest(qp, config, BIT_DEPTH, preset=preset_of(preset, codec)) for qp in qps]
         for codec in codecs
     }
-    combinations, left_out = combine(clips, pairs, codecs, requests, lambda_scales)
-    settings = Settings(combinations, [float(qp) for qp in qps], dataset, config, preset, seed)
     sources = [Source.of(clip) for clip in clips]
+    check_maps(sources, pairs)
+    sent = [(mode, method) for mode, method in pairs if mode.sends]
+    combinations, left_out = combine(sources, sent, codecs, requests, lambda_scales)
+    combinations += [Combination(NoCodec(), mode, method, 1.0) for mode, method in pairs if not mode.sends]
+    settings = Settings(combinations, [float(qp) for qp in qps], dataset, config, preset, seed)
     check_numbers_of_maps(batches_of(sources), pairs, config)
-    asked = configuration(sources, settings)
+    asked = {**configuration(sources, settings), **(about or {})}
     out.mkdir(parents=True, exist_ok=True)
     claim(out, asked)
     started = time.perf_counter()
     quarantine = Quarantine(out)
     if not retry_failed:
         quarantine.read()
-    sweep = _Sweep(sources, settings, Cache(cache or out.parent / "cache"), quarantine, out / "pictures.npz", progress)
+    store = Cache(cache or out.parent / "cache")
+    sweep = _Sweep(sources, settings, store, quarantine, out, progress)
     for line in in_words(left_out):
         sweep.say(line)
     result = sweep.run(processes, scheduler)
@@ -139,6 +177,7 @@ def run_sweep(
         "encodes": result.encodes,
         "rows_from_cache": result.from_cache,
         "failed": len(result.failures),
+        **(summarise(result, store) if summarise is not None else {}),
     }
     write_manifest(out, asked, run, result.commands)
     return result
@@ -153,7 +192,7 @@ class _Sweep:
         settings: Settings,
         cache: Cache,
         quarantine: Quarantine,
-        pictures: Path,
+        out: Path,
         progress: Progress | None,
     ) -> None:
         self.settings, self.cache, self.quarantine, self.progress = settings, cache, quarantine, progress
@@ -162,9 +201,11 @@ class _Sweep:
         rows = [row for batch in self.batches for row in rows_of(batch, settings)]
         # Stable: codecs, modes, methods, scales and QPs stay in the order that they were given in.
         self.rows = sorted(rows, key=lambda row: order[row.source.name])
-        self.pictures = Pictures(pictures, self.rows)
+        self.out = out
+        self.pictures = Pictures(out / "pictures.npz", self.rows)
         self.networks = Networks(settings)
         self.points: dict[str, Point] = {}
+        self.sums: dict[str, Sums] = {}
         self.commands: dict[str, str] = {}
         self.encodes = 0
 
@@ -175,6 +216,7 @@ class _Sweep:
             if record is not None:
                 self.points[row.key] = Point(**row.names(self.settings), **record["point"])
                 self.commands.setdefault(row.codec.name, record["command"])
+                self._keep(row, record.get("task"))
                 self.quarantine.failures.pop(row.key, None)
             if record is None or self.pictures.wants(row):
                 todo.add(row.key)
@@ -190,7 +232,7 @@ class _Sweep:
         self.quarantine.keep_only(row.key for row in self.rows)
         points = [self.points[row.key] for row in self.rows if row.key in self.points]
         failures = [self.quarantine.failures[row.key] for row in self.rows if row.key in self.quarantine.failures]
-        return SweepResult(points, failures, self.encodes, from_cache, self.commands)
+        return SweepResult(points, failures, self.encodes, from_cache, self.commands, self.sums)
 
     def _measure(self, todo: set[str], workers: Workers | ClusterWorkers) -> None:
         """First a few streams that tell the time, where nothing else does; then all others."""
@@ -262,21 +304,42 @@ class _Sweep:
     def _job(self, rows: list[Row], planned: Planned) -> _Job:
         trace = any(self.pictures.traces(row) for row in rows)
         request = dataclasses.replace(rows[0].request(self.settings), trace=trace)
-        return _Job(rows, planned, self.networks.sandwich(rows[0]).request(request, planned.plan))
+        return _Job(rows, planned, planned.request(request))
 
     def _finish(self, job: _Job, result: EncodeResult) -> None:
         for row in job.rows:
             try:
-                point = self.networks.point(row, job.planned, result)
+                point, measured = self.networks.point(row, job.planned, result)
             except Exception as error:
                 self.quarantine.add([row], error)
                 continue
             if self.pictures.wants(row):
                 self.pictures.add(row, job.planned, result, point.bits)
             if row.key not in self.points:
-                self.cache.put(row.measurement, {"point": measurement_of(point), "command": result.command})
+                task = _record_of(measured, job.planned)
+                record = {"point": measurement_of(point), "command": result.command}
+                self.cache.put(row.measurement, record if task is None else {**record, "task": task})
+                self._keep(row, task)
                 self.points[row.key] = point
                 self.commands.setdefault(row.codec.name, result.command)
+
+    def _keep(self, row: Row, task: Mapping[str, Any] | None) -> None:
+        """What a task made of a row: sums here, predictions in their file."""
+        if task is None:
+            return
+        energies = {name: (signal, noise) for name, (signal, noise) in task["energies"].items()}
+        outside, samples = task["clipped"]
+        self.sums[row.key] = Sums(energies, (outside, samples))
+        path = predictions_path(self.out, row.key)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, json.dumps(task["predictions"], separators=(",", ":")).encode())
+
+
+def _record_of(measured: Measured, planned: Planned) -> dict[str, Any] | None:
+    if measured.predictions is None:
+        return None
+    return {"energies": measured.energies, "clipped": planned.clipped, "predictions": measured.predictions}
 
 
 def _raise_if_disk_full(error: Exception) -> None:
