@@ -46,6 +46,11 @@ _SYNONYMS = {
 
 CocoDict = dict[str, Any]
 
+PERSON: dict[str, Any] = {"id": 1, "name": "person", "supercategory": "person"}
+"""The category of data that are about people only."""
+
+PERSON_CLASS_IDS = {COCO_NAMES.index("person"): 1}
+
 
 def coco_data(
     images_dir: str | Path, annotations_json: str | Path, *, task: Task = "detection", crowd: str | Path | None = None
@@ -73,15 +78,30 @@ def coco_data(
 
 
 def read_coco(path: Path) -> CocoDict:
-    """An annotation file as images, annotations and categories with the fields that COCO's evaluation needs.
+    """The file as `coco_of` makes it; raises as `coco_data`."""
+    return coco_of(read_json(path), path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in an annotation file. Raises as `coco_data`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no annotation file {path}; wanted a JSON file in COCO format")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no COCO file: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no COCO file: it is a JSON {type(content).__name__}, wanted an object")
+    return content
+
+
+def coco_of(content: dict[str, Any], path: Path) -> CocoDict:
+    """Images, annotations and categories with the fields that COCO's evaluation needs.
 
     Ids are integers; annotations are numbered anew from 1 where their ids are missing or repeated, or one is 0, which
     COCO's evaluation takes for "no match". Missing ``iscrowd`` is 0, missing ``area`` width × height.
     Raises as `coco_data`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no annotation file {path}; wanted a JSON file in COCO format")
-    content = _read_json(path)
     if lacking := [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]:
         raise ValueError(f"{path} is no COCO file: it lacks the list{'s' * (len(lacking) > 1)} {', '.join(lacking)}")
     try:
@@ -228,25 +248,13 @@ def _annotation(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _crowd_regions(path: Path, image_ids: set[int]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of crowd regions {path}")
-    entries = _read_json(path).get("annotations")
+    entries = read_json(path).get("annotations")
     if not isinstance(entries, list):
         raise ValueError(f"{path} has no list of annotations; wanted crowd regions in COCO format")
     regions = [_annotation(entry) for entry in entries if entry["image_id"] in image_ids]
     if strict := [region for region in regions if not region["iscrowd"]]:
         raise ValueError(f"{path}: {counted(len(strict), 'annotation')} with iscrowd 0; wanted crowd regions only")
     return regions
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no COCO file: it is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no COCO file: it is a JSON {type(content).__name__}, wanted an object")
-    return content
 
 
 def _whole(value: Any, otherwise: int) -> int:

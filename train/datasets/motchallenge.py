@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxwrap.codecs.files import write_atomically
-from jaxwrap.train.datasets.coco import check_truth
+from jaxwrap.train.datasets.coco import PERSON, PERSON_CLASS_IDS, check_truth
 from jaxwrap.train.datasets.data import (
     Sequence,
     Task,
@@ -41,9 +41,6 @@ PEDESTRIAN = 1
 DISTRACTORS = (2, 7, 8, 12)
 """Classes of MOT16 and later: person on vehicle, static person, distractor, reflection."""
 
-PERSON = {"id": 1, "name": "person", "supercategory": "person"}
-_PERSON_CLASS = 0  # of COCO's 80
-
 
 def targets(rows: np.ndarray) -> np.ndarray:
     """Which rows of truth ``[R, 9]`` a tracker has to find: bool ``[R]``."""
@@ -55,13 +52,16 @@ def distractors(rows: np.ndarray) -> np.ndarray:
     return np.isin(rows[:, 7], DISTRACTORS)
 
 
-def mot_data(folder: str | Path, video: str | Path | None = None, *, task: Task = "tracking") -> TaskData:
+def mot_data(
+    folder: str | Path, video: str | Path | None = None, *, task: Task = "tracking", classes: bool = True
+) -> TaskData:
     """A sequence's folder (``seqinfo.ini``, ``gt/gt.txt``, pictures), or a folder of such folders.
 
     Pictures are those in seqinfo's ``imDir``, sorted by number, or the video of which ``imDir`` is the path; ``video``
     is one elsewhere, for one sequence. Frames are counted from the first picture on, and truth beyond the last frame
     that is there is an error, frames without truth are not. With ``task="detection"`` the truth is COCO's, of one
-    category: targets are objects, distractors and pedestrians with flag 0 are crowd regions.
+    category: targets are objects, distractors and pedestrians with flag 0 are crowd regions. ``classes=False`` takes
+    every row of ground truth for a pedestrian, whatever its class.
 
     Raises `FileNotFoundError` naming all sequences that lack ``seqinfo.ini``, ``gt/gt.txt`` or pictures, and
     `ValueError` for bad files, empty truth, and pictures that change size.
@@ -75,6 +75,9 @@ def mot_data(folder: str | Path, video: str | Path | None = None, *, task: Task 
             f"one video was given for the {len(folders)} sequences of {folder}; give one sequence's folder"
         )
     opened = [_open_sequence(path, None if video is None else Path(video)) for path in folders]
+    if not classes:
+        for _, rows in opened:
+            rows[:, 7] = PEDESTRIAN
     check_unique((sequence.name for sequence, _ in opened), where=folder)
     truth = {sequence.name: rows for sequence, rows in opened}
     sequences = tuple(sequence for sequence, _ in opened)
@@ -84,11 +87,11 @@ def mot_data(folder: str | Path, video: str | Path | None = None, *, task: Task 
             "network's output as truth"
         )
     if task == "tracking":
-        return TaskData(folder.name, task, sequences, truth, {_PERSON_CLASS: PEDESTRIAN}, video=True)
+        return TaskData(folder.name, task, sequences, truth, PERSON_CLASS_IDS, video=True)
     sequences = _numbered(sequences)
     coco = _coco_truth(sequences, truth)
     check_truth(coco, folder)
-    return TaskData(folder.name, task, sequences, coco, {_PERSON_CLASS: PERSON["id"]}, video=True)
+    return TaskData(folder.name, task, sequences, coco, PERSON_CLASS_IDS, video=True)
 
 
 def sequence_folders(folder: Path) -> list[Path]:
@@ -149,15 +152,18 @@ def read_seqinfo(path: Path) -> SequenceInfo:
 def read_truth(path: Path) -> np.ndarray:
     """A ``gt.txt`` as rows ``[R, 9]`` float64 (see the module).
 
-    9 columns are MOT16's; with 7, 8 or 10 (MOT15, whose last ones are positions in the world), or a class of −1, every
-    row is a pedestrian, to be found where its flag is not 0. Raises `ValueError` naming file and line.
+    Columns 8 and 9 are class and visibility (MOT16 and later) where that is what their numbers can be; otherwise they
+    are positions in the world (MOT15), and, as where they are missing or the class is −1, every row is a pedestrian, to
+    be found where its flag is not 0. Raises `ValueError` naming file and line.
     """
     rows = _read_rows(path, 7, 10)
     truth = np.ones((len(rows), len(TRUTH_COLUMNS)))
     truth[:, :7] = rows[:, :7]
-    if rows.shape[1] == len(TRUTH_COLUMNS):
-        truth[:, 7:] = rows[:, 7:]
-        truth[rows[:, 7] == -1, 7] = PEDESTRIAN
+    if rows.shape[1] >= len(TRUTH_COLUMNS):
+        kind, visibility = rows[:, 7], rows[:, 8]
+        if np.isin(kind, range(-1, 14)).all() and ((visibility >= -1) & (visibility <= 1)).all():
+            truth[:, 7] = np.where(kind == -1, PEDESTRIAN, kind)
+            truth[:, 8] = visibility
     return truth
 
 

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxwrap.train.datasets.coco import check_truth
+from jaxwrap.train.datasets.coco import PERSON, PERSON_CLASS_IDS, check_truth
 from jaxwrap.train.datasets.data import Task, TaskData, check_files, listed, still
 from jaxwrap.train.media import picture_size
-
-PERSON = {"id": 1, "name": "person", "supercategory": "person"}
-_PERSON_CLASS = 0  # of COCO's 80
 
 _FOLDERS = (("images", "masks"), ("PNGImages", "PedMasks"))
 
@@ -48,7 +45,7 @@ def pennfudan_data(folder: str | Path, *, task: Task = "segmentation") -> TaskDa
     }
     check_truth(truth, folder)
     sequences = tuple(still(path, n, size) for n, (path, size) in enumerate(zip(pictures, sizes, strict=True), 1))
-    return TaskData(folder.name, task, sequences, truth, {_PERSON_CLASS: PERSON["id"]}, video=False)
+    return TaskData(folder.name, task, sequences, truth, PERSON_CLASS_IDS, video=False)
 
 
 def _pedestrians(path: Path, image_id: int, first: int) -> list[dict[str, Any]]:
