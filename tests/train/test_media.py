@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +14,17 @@ from PIL import Image
 
 from jaxwrap.arrays import Yuv400, Yuv420
 from jaxwrap.codecs.reference.yuv import write_yuv
-from jaxwrap.colour import rgb_to_yuv420
-from jaxwrap.train.media import Clip, ClipReader, Unreadable, iter_clips, open_clips, open_readers
+from jaxwrap.colour import rgb_to_yuv420, yuv_to_rgb
+from jaxwrap.train.media import (
+    Clip,
+    ClipReader,
+    Unreadable,
+    iter_clips,
+    open_clips,
+    open_readers,
+    picture_size,
+    rgb_frames,
+)
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8)
@@ -351,3 +361,41 @@ def test_the_shared_clips_and_pictures_open(shared_data):
         assert len(clips) == count
         assert not bad
         assert all(clip.frames.y.shape[0] == 1 and clip.bit_depth == 8 for clip in clips)
+
+
+def test_networks_see_pictures_as_they_are(tmp_path: Path) -> None:
+    odd = saved(tmp_path / "odd.png", RGB[:11, :15])
+    np.testing.assert_array_equal(next(rgb_frames(odd)), RGB[:11, :15])
+    assert picture_size(odd) == (11, 15)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = saved(tmp_path / "turned.png", exif=turned)
+    np.testing.assert_array_equal(next(rgb_frames(path)), np.rot90(RGB, -1))
+    assert picture_size(path) == (16, 12)
+    assert not list(rgb_frames(path, 1))
+    (tmp_path / "note.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"note\.png: it is no picture"):
+        picture_size(tmp_path / "note.png")
+
+
+def test_networks_see_video_in_the_colours_of_its_samples(tmp_path: Path) -> None:
+    path = video(tmp_path / "clip.mkv", [noise_frame("yuv420p") for _ in range(3)])
+    expected = yuv_to_rgb(only(path).frames)
+    np.testing.assert_array_equal(np.stack(list(rgb_frames(path))), expected)
+    np.testing.assert_array_equal(next(rgb_frames(path, 2)), expected[2])
+    full = noise_frame("yuv444p")
+    path = video(tmp_path / "full.mkv", [full])
+    (found,) = rgb_frames(path)
+    np.testing.assert_array_equal(found, full.to_ndarray(format="rgb24"))  # by FFmpeg: it is not 4:2:0
+
+
+@pytest.mark.shared
+def test_networks_see_full_range_video_as_jpeg_decoders_do(shared_data: Path) -> None:
+    path = shared_data / "video" / "mot16-09_1920x1080.mkv"
+    with av.open(str(path)) as container:
+        jpeg = bytes(next(container.demux(video=0)))
+    expected = np.asarray(Image.open(io.BytesIO(jpeg))).astype(float)
+    difference = next(rgb_frames(path)) - expected
+    # Pillow interpolates chroma, we repeat it.
+    assert abs(difference.mean()) < 0.1
+    assert np.abs(difference).mean() < 0.5

@@ -2,9 +2,8 @@
 
 A row of truth here is ``frame, id, x, y, width, height, flag, class, visibility``: frames count from 1, x and y are the
 left and top edge in pixels of the picture. (In the files the top left pixel is 1, 1; as MOTChallenge's own evaluation,
-we take the numbers as they are, on both sides.) `targets` are the rows to be found, `distractors` those at which a
-detection is neither right nor wrong: take such detections away first (Milan et al., "MOT16", section 4.1.2). The other
-rows (traffic, occluders, crowds and whatever has flag 0) play no part.
+we take the numbers as they are, on both sides.) Rows are kept whatever they are about: `jaxwrap.metrics.tracking` tells
+which are to be found (``targets``), and at which a detection is neither right nor wrong (``distractors``).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxwrap.codecs.files import write_atomically
+from jaxwrap.metrics.tracking import DISTRACTORS, PEDESTRIAN, targets
 from jaxwrap.train.datasets.coco import PERSON, PERSON_CLASS_IDS, check_truth
 from jaxwrap.train.datasets.data import (
     Sequence,
@@ -36,20 +36,6 @@ from jaxwrap.train.datasets.data import (
 
 TRUTH_COLUMNS = ("frame", "id", "x", "y", "width", "height", "flag", "class", "visibility")
 RESULT_COLUMNS = ("frame", "id", "x", "y", "width", "height", "confidence", "-1", "-1", "-1")
-
-PEDESTRIAN = 1
-DISTRACTORS = (2, 7, 8, 12)
-"""Classes of MOT16 and later: person on vehicle, static person, distractor, reflection."""
-
-
-def targets(rows: np.ndarray) -> np.ndarray:
-    """Which rows of truth ``[R, 9]`` a tracker has to find: bool ``[R]``."""
-    return (rows[:, 6] != 0) & (rows[:, 7] == PEDESTRIAN)
-
-
-def distractors(rows: np.ndarray) -> np.ndarray:
-    """Which rows of truth ``[R, 9]`` excuse a detection that lies on them: bool ``[R]``."""
-    return np.isin(rows[:, 7], DISTRACTORS)
 
 
 def mot_data(
