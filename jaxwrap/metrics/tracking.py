@@ -58,7 +58,7 @@ def track(
 ) -> np.ndarray:
     """Rows ``[R, 10]`` of the objects found in the frames of one video, in their order; the same for the same input.
 
-    Thresholds of scores are ByteTrack's own (its section 4.1 and released code), the rest the library's.
+    Thresholds of scores are those of ByteTrack's released code, the rest is the library's defaults. None was fitted.
 
     Args:
       detections: for each frame boxes ``[K, 4]`` (corners x0, y0, x1, y1 in pixels) and scores ``[K]`` of one class.
