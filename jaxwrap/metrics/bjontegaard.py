@@ -103,9 +103,7 @@ class AccuracyCurve:
     @functools.cached_property
     def integral(self) -> Any:
         """Antiderivative of the interpolated accuracy over the logarithm of the rate."""
-        from scipy.interpolate import PchipInterpolator
-
-        return PchipInterpolator(self.log_rate, self.accuracy).antiderivative()
+        return _interpolant(self.log_rate, self.accuracy).antiderivative()
 
 
 def accuracy_curve(rate: ArrayLike, accuracy: ArrayLike, name: str = "") -> AccuracyCurve:
@@ -144,9 +142,7 @@ def bd_rate_of_accuracy(anchor: AccuracyCurve, test: AccuracyCurve) -> BdResult:
     overlap, num_inside = _overlap(anchor.accuracy, test.accuracy, "accuracy")
     low, high = _common(anchor.accuracy, test.accuracy)
     parts = [_rising_part(curve, low, high, name) for curve, name in ((anchor, "anchor"), (test, "test"))]
-    from scipy.interpolate import PchipInterpolator
-
-    theirs, ours = (float(PchipInterpolator(y, x).integrate(low, high)) for x, y in parts)
+    theirs, ours = (float(_interpolant(y, x).integrate(low, high)) for x, y in parts)
     percent = 100.0 * float(np.expm1((ours - theirs) / (high - low)))
     return BdResult(percent, overlap, (anchor.log_rate.size, test.log_rate.size), num_inside)
 
@@ -174,8 +170,6 @@ def upper_envelope(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[tuple[
     encoder that may choose would seem to lose by having the choice. Raises `ValueError` for a rate that is not
     positive; points of one curve that are not Pareto-optimal within it are left out.
     """
-    from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
-
     candidates: list[tuple[float, float, int, int]] = []
     functions = []
     for c, (rate, quality) in enumerate(curves):
@@ -187,7 +181,7 @@ def upper_envelope(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[tuple[
         own = pareto_front(rates, qualities)
         candidates += [(float(rates[i]), float(qualities[i]), c, int(i)) for i in own]
         x = np.log(rates[own])
-        functions.append(PchipInterpolator(x, qualities[own], extrapolate=False) if own.size > 1 else None)
+        functions.append(_interpolant(x, qualities[own]) if own.size > 1 else None)
 
     def beaten(rate: float, quality: float, curve: int) -> bool:
         # Outside of its own points an interpolant is NaN, which beats nothing. Equal curves do not beat one another by
@@ -277,6 +271,13 @@ def _rising_part(curve: AccuracyCurve, low: float, high: float, name: str) -> tu
             "higher rate"
         )
     return x, y
+
+
+def _interpolant(x: np.ndarray, y: np.ndarray) -> Any:
+    """y over strictly growing x (`INTERPOLATION`); NaN outside."""
+    from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
+
+    return PchipInterpolator(x, y, extrapolate=False)
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class BdRow:
     there the intervals are those of a bootstrap over its pictures, and ``rate`` alone may be None. ``time_ratio``:
     seconds of encoding over the anchor's, sums over the sequences and QPs that both have; None where they were not
     taken, and for fronts. ``left_out``: sequences without a BD figure, and why. Where all are, ``rate`` and ``quality``
-    are None.
+    are None. ``task``: the data set, where it is one of a task.
     """
 
     measure: str
@@ -78,6 +78,7 @@ class BdRow:
     quality: BdMean | None
     time_ratio: float | None
     left_out: tuple[tuple[str, str], ...]
+    task: str = ""
 
     @property
     def num_sequences(self) -> int:

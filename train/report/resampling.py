@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxwrap.metrics.bjontegaard import AccuracyCurve, accuracy_curve
 from jaxwrap.metrics.detection import ApResampler, average_precision
-from jaxwrap.metrics.tracking import pooled_scores, tracking_counts, tracking_scores
-from jaxwrap.train.datasets.motchallenge import read_tracks, read_truth
+from jaxwrap.metrics.tracking import TrackingScores, pooled_scores, tracking_counts, tracking_scores
+from jaxwrap.train.datasets.motchallenge import read_truth
 from jaxwrap.train.evaluate.points import Point
 from jaxwrap.train.report.curves import Series, Setting, series_of
 from jaxwrap.train.report.task_results import TaskResults, place_of
@@ -34,8 +34,8 @@ one frame says little that another does not."""
 _LARGEST_DIFFERENCE = 1e-6
 """Of a score in scores.csv and of the same score found again from the predictions."""
 
-Scorer = Callable[[np.ndarray], dict[str, float]]
-"""Numbers of drawn units, which may repeat → scores in [0, 1] by name."""
+Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""Numbers of drawn units ``[draw, unit]`` → scores in [0, 1] of every draw, by name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,9 +89,7 @@ def draw_curves(results: TaskResults, *, draws: int = DRAWS, seed: int = 0) -> D
         files = {name: results.predictions[row.key] for name, row in rows.items() if row.key in results.predictions}
         if set(files) != set(frames):
             continue
-        scorer = scorer_of(files, score)
-        found = [scorer(one) for one in drawn]
-        values = {name: 100.0 * np.array([one[name] for one in found]) for name in found[0]}
+        values = {name: 100.0 * value for name, value in scorer_of(files, score)(drawn).items()}
         if score is results.local:
             local |= values
             continue
@@ -146,10 +144,10 @@ def _detections(path: Path, units: Sequence[Unit]) -> Callable[[Mapping[str, Pat
             whole["mask_ap"] = average_precision(truth, predictions, "segm", every).ap
         _check(whole, score, files)
 
-        def scores(drawn: np.ndarray) -> dict[str, float]:
-            pictures = [one for place in drawn for one in ids[place]]
-            found = dict(zip(("ap", "ap50"), resampled.score(pictures), strict=True))
-            return found if masks is None else found | {"mask_ap": masks.score(pictures)[0]}
+        def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
+            pictures = [[one for place in draw for one in ids[place]] for draw in drawn]
+            found = dict(zip(("ap", "ap50"), resampled.scores(pictures).T, strict=True))
+            return found if masks is None else found | {"mask_ap": masks.scores(pictures)[:, 0]}
 
         return scores
 
@@ -161,17 +159,16 @@ def _tracks(folder: Path, units: Sequence[Unit]) -> Callable[[Mapping[str, Path]
     segment = SEGMENT if any(unit.number for unit in units) else None
 
     def scorer(files: Mapping[str, Path], score: Point) -> Scorer:
-        rows = {name: read_tracks(file) for name, file in files.items()}
+        rows = {name: np.asarray(_read_json(file), np.float64).reshape(-1, 10) for name, file in files.items()}
         _check(dataclasses.asdict(tracking_scores(truth, rows)), score, files)
         counts = tracking_counts(truth, rows, segment=segment)
         # A piece in which nobody is, and nobody was found, has no counts and changes no score.
         of_units = [counts.get((unit.sequence, unit.number)) for unit in units]
 
-        def scores(drawn: np.ndarray) -> dict[str, float]:
-            found = [one for place in drawn if (one := of_units[place]) is not None]
-            return (
-                dataclasses.asdict(pooled_scores(found)) if found else dict.fromkeys(("mota", "idf1", "hota"), np.nan)
-            )
+        def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
+            chosen = [[one for place in draw if (one := of_units[place]) is not None] for draw in drawn]
+            found = [pooled_scores(units) if units else TrackingScores(np.nan, np.nan, np.nan) for units in chosen]
+            return {name: np.array([getattr(one, name) for one in found]) for name in ("mota", "idf1", "hota")}
 
         return scores
 

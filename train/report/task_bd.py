@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ def task_table(results: TaskResults, draws: Draws) -> list[BdRow]:
         drawn = draws.curves.get(measure, {})
         for setting in curves:
             rows += [_accuracy_row(curves, measure, pair, drawn, len(draws.units)) for pair in _pairs(curves, setting)]
-    return rows
+    return [dataclasses.replace(row, task=results.name) for row in rows]
 
 
 def resolution(rows: Sequence[BdRow], measure: str) -> float | None:
@@ -109,8 +110,8 @@ def _accuracy_row(
             found[name] = None
             left_out.append((ALL, str(error)))
             continue
-        both = (drawn.get(against), drawn.get(of))
-        values = [] if None in both else [_figure(figure, *sides) for sides in zip(*both, strict=True)]
+        theirs, ours = drawn.get(against), drawn.get(of)
+        values = [_figure(figure, *both) for both in zip(theirs, ours, strict=True)] if theirs and ours else []
         interval = percentile_interval(result.value, values, num_units)
         found[name] = BdMean(interval, result.overlap, min(result.num_inside))
     return BdRow(

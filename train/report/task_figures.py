@@ -28,7 +28,7 @@ _CODEC_COLOURS = {
     "vtm": "#c0392b",
 }
 _MODE_STYLES = ("-", "--", ":", "-.")
-_LOCAL_STYLE = {"color": "#2e8b57", "linestyle": "--", "linewidth": 1.2}
+_LOCAL_STYLE: dict[str, Any] = {"color": "#2e8b57", "linestyle": "--", "linewidth": 1.2}
 
 
 class Line(NamedTuple):

@@ -1,8 +1,8 @@
 """What sweeps of a task left in their folders: pooled scores, the rows of every sequence, the truth, and predictions.
 
 ``scores.csv`` has a row per point of a curve, of the sequence `ALL`: bits and frames summed, one score of the whole
-data set. ``predictions/KEY.json`` (boxes, masks) or ``.txt`` (tracks) is of the row KEY of ``results.csv``;
-``truth.json``, or ``truth/NAME.txt`` of each sequence, is what they were scored against.
+data set. ``predictions/KEY.json`` (a COCO results list, or a list of MOTChallenge rows) is of the row KEY of
+``results.csv``; ``truth.json``, or ``truth/NAME.txt`` of each sequence, is what they were scored against.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read_task_results(results: Sequence[Path]) -> list[TaskResults]:
             continue
         scores = read_points(folder / "scores.csv")
         points = [point for point in read_points(folder / "results.csv") if is_of_a_task(point.mode)]
-        kept = {file.stem: file for file in sorted((folder / "predictions").glob("*.*"))}
+        kept = {file.stem: file for file in sorted((folder / "predictions").glob("*.json"))}
         truth = next((folder / name for name in ("truth.json", "truth") if (folder / name).exists()), None)
         for name in dict.fromkeys(score.dataset for score in scores):
             key = (name, _digest(truth))

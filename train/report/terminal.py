@@ -30,18 +30,18 @@ def bd_rich_table(rows: Sequence[BdRow]) -> Group:
     compared = {_compared(row) for row in rows if row.measure == "receiver_snr"}
     shown = [row for row in rows if row.measure == "receiver_snr" or _compared(row) not in compared]
     shown = [row for row in shown if row.measure not in ACCURACIES or row.measure in _PRINTED_SCORES]
-    measures = list(dict.fromkeys(row.measure for row in shown)) or ["psnr_yuv"]
-    return Group(*(_table(measure, [row for row in shown if row.measure == measure]) for measure in measures))
+    groups = list(dict.fromkeys((row.task, row.measure) for row in shown)) or [("", "psnr_yuv")]
+    return Group(*(_table(*group, [row for row in shown if (row.task, row.measure) == group]) for group in groups))
 
 
 def _compared(row: BdRow) -> tuple[object, ...]:
     return row.comparison, row.setting, row.series, row.anchor_setting, row.anchor.mode
 
 
-def _table(measure: str, rows: Sequence[BdRow]) -> Table:
+def _table(task: str, measure: str, rows: Sequence[BdRow]) -> Table:
     by_score = measure in ACCURACIES
     title = f"BD-accuracy in points of {SHORT[measure]} (positive: better)" if by_score else _TITLES[measure]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=f"{task}: {title}" if task else title, title_justify="left")
     for name in ("codec", "mode", "against"):
         table.add_column(name)
     figures = ("BD-accuracy", "BD-rate %") if by_score else ("BD-rate %", "BD dB")
