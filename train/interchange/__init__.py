@@ -1,0 +1,2 @@
+"""Files of other tools: CompressAI-Vision's packed features (``packing``), streams (``stream``) and tables
+(``summary``)."""
