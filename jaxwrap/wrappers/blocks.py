@@ -103,8 +103,16 @@ def _padding(k: int, stride: int) -> tuple[int, int]:
     return (k - stride) // 2, k - stride - (k - stride) // 2
 
 
+_DENSE_CHANNELS = 32
+"""Up to this width the kernel's derivative is a dense convolution."""
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _shifted_adds(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return _sum_of_shifts(x, kernel, stride)
+
+
+def _sum_of_shifts(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     k = kernel.shape[0]
     pad = _padding(k, stride)
     height, width = (s - stride + 1 for s in x.shape[1:3])
@@ -120,7 +128,8 @@ def _shifted_adds(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 @functools.partial(_shifted_adds.defjvp, symbolic_zeros=True)
 def _shifted_adds_jvp(stride: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
     """Replaces the derivative with respect to the kernel, whose transpose would be k² reductions over all positions
-    (28 ms for the k = 3 above), by a dense convolution with the kernel on the diagonal of [k, k, C, C] (9 ms).
+    (28 ms for the k = 3 above), by a dense convolution with the kernel on the diagonal of [k, k, C, C] (9 ms). That
+    costs C² products a position: with many channels the reductions are the faster (8 × 16² × 128: 5 ms against 45).
     """
     x, kernel = primals
     x_dot, kernel_dot = tangents
@@ -128,7 +137,11 @@ def _shifted_adds_jvp(stride: int, primals: tuple[Any, ...], tangents: tuple[Any
     y_dot = jnp.zeros_like(y)
     if not isinstance(x_dot, SymbolicZero):
         y_dot = _shifted_adds(x_dot, kernel, stride)
-    if not isinstance(kernel_dot, SymbolicZero):
+    if isinstance(kernel_dot, SymbolicZero):
+        return y, y_dot
+    if x.shape[-1] > _DENSE_CHANNELS:
+        y_dot = y_dot + _sum_of_shifts(x, kernel_dot, stride)
+    else:
         dense = kernel_dot[..., None] * jnp.eye(x.shape[-1], dtype=x.dtype).reshape(1, 1, x.shape[-1], -1)
         pad = _padding(kernel.shape[0], stride)
         y_dot = y_dot + lax.conv_general_dilated(x, dense, (stride, stride), (pad, pad), dimension_numbers=_NHWC)

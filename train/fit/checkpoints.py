@@ -46,7 +46,7 @@ def load_wrapper(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> tuple[W
     Raises `FileNotFoundError` naming what ships, or `ValueError` where the file is no wrapper or does not fit its
     configuration.
     """
-    file = _resolve(path)
+    file = wrapper_file(path)
     config, notes, arrays = _read(file)
     wrapper = nnx.eval_shape(lambda: wrapper_from_config(config, dtype=dtype))
     assign_parameters(wrapper, arrays, source=str(file))
@@ -75,7 +75,8 @@ def shipped_wrappers() -> dict[str, Path]:
     return {file.name.removesuffix(SUFFIX): file for file in sorted(folder.glob(f"*{SUFFIX}"))}
 
 
-def _resolve(path: str | Path) -> Path:
+def wrapper_file(path: str | Path) -> Path:
+    """The file that a path, a training folder or a shipped name means. Raises `FileNotFoundError` naming what ships."""
     shipped = shipped_wrappers()
     if str(path) in shipped:
         return shipped[str(path)]

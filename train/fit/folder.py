@@ -79,6 +79,12 @@ class Log:
         write_atomically(self._path, text.getvalue().encode())
         return min((float(row["validation_loss"]) for row in rows if row["validation_loss"]), default=float("inf"))
 
+    def best(self, member: str) -> float:
+        """The best validation loss of one member of a job, by the column ``member``."""
+        with self._path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["member"] == member and row["validation_loss"]]
+        return min((float(row["validation_loss"]) for row in rows), default=float("inf"))
+
     def write(self, row: dict[str, float]) -> None:
         """Appends and flushes."""
         new = not self._path.exists()
