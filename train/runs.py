@@ -201,9 +201,11 @@ def new_methods(
     alpha: float | None = None,
     rows: int | None = None,
     decisions: Sequence[str] | None = None,
+    of_task: bool = False,
 ) -> list[Method]:
     """Methods by name (`jaxwrap.methods.parse_method`), with the settings that evaluations use: YUV 6:1:1 as the
-    metric of frames (`receiver_metric`), the proxy for refine.
+    metric of frames (`receiver_metric`), the proxy for refine. ``of_task``: metric, maps and transforms that are not
+    given are the mode's to set (`jaxwrap.train.evaluate.features`).
 
     ``maps``: map files (.dat), at most one of each mode (wa, iwa, fwa, calibrated), for the stages of that name; fold
     takes the plane means of a calibrated one, or of an fwa one. Weights are taken as they are, raw maps with ``alpha``.
@@ -220,15 +222,20 @@ def new_methods(
     from jaxwrap.methods import Fwa, Only, Shuffle, parse_method, stages_of
     from jaxwrap.train.evaluate.modes import receiver_metric
 
+    metric = None if of_task else receiver_metric
     share = {"alpha": DEFAULT_ALPHA if alpha is None else alpha}
-    refine = {"codec": ProxyCodec(), "qp": 32.0, "metric": receiver_metric}
+    refine = {"codec": ProxyCodec(), "qp": 32.0, "metric": metric}
     options: dict[str, dict[str, Any]] = {
-        "wa": {"metric": receiver_metric, **share},
-        "iwa": {"metric": receiver_metric, **share},
-        "idse": {"metric": receiver_metric, **share, **({} if rows is None else {"rows": rows})},
+        "wa": {"metric": metric, **share},
+        "iwa": {"metric": metric, **share},
+        "wa:task": share,
+        "iwa:task": share,
+        "idse": {"metric": metric, **share, **({} if rows is None else {"rows": rows})},
         "refine": refine,
         "refine:encoder": refine,
     }
+    if of_task:
+        options |= {"fwa": {"map": None, **share}, "calibrated": {"map": None, **share}, "fold": {"transform": None}}
     files: dict[str, Path] = {}
     read: dict[str, Frame] = {}
     for path in maps:
@@ -261,7 +268,7 @@ def new_methods(
         ]
     for method in methods:
         frozen_stage = next((stage for stage in stages_of(method) if isinstance(stage, Fwa)), None)
-        if frozen_stage is None or not is_flat(raw_map(frozen_stage.map)):
+        if frozen_stage is None or frozen_stage.map is None or not is_flat(raw_map(frozen_stage.map)):
             continue
         if any(isinstance(stage, Shuffle) for stage in stages_of(method)):
             raise ValueError(

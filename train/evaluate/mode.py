@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame
 from jaxwrap.importance.receiver import Metric, Receiver, root_metric
-from jaxwrap.methods import Calibrated, Fold, Fwa, Method, TaskAware, stages_of
+from jaxwrap.methods import Fold, Fwa, Method, TaskAware, stages_of
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.train.evaluate.sources import Source
 
@@ -116,11 +116,6 @@ class Mode(abc.ABC):
     def describe(self) -> dict[str, Any]:
         """For the manifest."""
         return {"pre": self.pre_hash, "post": self.post_hash, "receiver": self.receiver_hash, "bits": self.bits}
-
-
-def calibrated_or_fwa(stage: Fwa) -> str:
-    """Which of a wrapper's frozen maps a stage takes."""
-    return "calibrated" if isinstance(stage, Calibrated) else "fwa"
 
 
 def energies(wanted: Any, received: Any, metric: Metric) -> tuple[float, float]:

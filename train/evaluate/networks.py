@@ -22,7 +22,7 @@ from jaxwrap.train.evaluate.mode import Measured, Prepared
 from jaxwrap.train.evaluate.options import fields_of, method_options, with_fields
 from jaxwrap.train.evaluate.points import Point, canonical_json
 from jaxwrap.train.evaluate.rows import Row, Settings
-from jaxwrap.train.evaluate.sources import BIT_DEPTH, Source
+from jaxwrap.train.evaluate.sources import Source
 from jaxwrap.train.evaluate.stopwatch import Stopwatch
 
 MEMORY_BUDGET = 3 << 30
@@ -83,7 +83,8 @@ class Networks:
             key = jax.random.key(self._settings.seed)
             plan = prepared.sandwich.plan(prepared.z, method, receiver=prepared.receiver, key=key)
             plan = jax.block_until_ready(plan)
-        coded = to_integers(plan.z, BIT_DEPTH)
+        depth = prepared.sandwich.bit_depth
+        coded = to_integers(plan.z, depth)
         side = np.asarray(plan.side_information_bits) + np.asarray(prepared.side_bits)
         planned = {}
         for place, (source, part, count) in enumerate(zip(batch, parts, counts, strict=True)):
@@ -100,7 +101,7 @@ class Networks:
                 prepared.references[place],
                 prepared.seconds * count / total,
                 watch.seconds * count / total,
-                _clipped(jax.tree.map(lambda plane, part=part: plane[part], plan.z)),
+                _clipped(jax.tree.map(lambda plane, part=part: plane[part], plan.z), depth),
             )
         return planned
 
@@ -136,10 +137,10 @@ class Networks:
         return point, measured
 
 
-def _clipped(samples: Frame) -> tuple[int, int]:
+def _clipped(samples: Frame, bit_depth: int) -> tuple[int, int]:
     """How many samples no integer of the codec's range is nearest to, and how many there are."""
     planes = [np.asarray(plane) for plane in samples.planes]
-    outside = sum(int(((plane < -0.5) | (plane > max_sample(BIT_DEPTH) + 0.5)).sum()) for plane in planes)
+    outside = sum(int(((plane < -0.5) | (plane > max_sample(bit_depth) + 0.5)).sum()) for plane in planes)
     return outside, sum(plane.size for plane in planes)
 
 

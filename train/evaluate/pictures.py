@@ -44,6 +44,7 @@ class Pictures:
         self._path = path
         self._arrays: dict[str, np.ndarray] = {}
         self._added: set[str] = set()
+        rows = [row for row in rows if row.mode.sends] or rows
         qps = sorted({row.qp for row in rows})
         first = rows[0]
         same = [
