@@ -282,7 +282,12 @@ def test_sweeps_of_one_data_set_are_joined_and_another_truth_is_another_task(
     assert set(both.predictions) == set(sweep.predictions) | set(again.predictions)
     truth = json.loads((tmp_path / "more" / "truth.json").read_text())
     (tmp_path / "more" / "truth.json").write_text(json.dumps({**truth, "info": "pseudo"}))
-    assert len(read_task_results([folder_of(sweep), tmp_path / "more"])) == 2
+    (tmp_path / "more" / "manifest.json").write_text(json.dumps({"configuration": {"task": {"truth": "pseudo"}}}))
+    found = read_task_results([folder_of(sweep), tmp_path / "more"])
+    assert [one.title for one in found] == ["made-up", "made-up, pseudo truth"]
+    (tmp_path / "more" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no manifest of a task's sweep"):
+        read_task_results([tmp_path / "more"])
     assert read_task_results([tmp_path]) == []
 
 
@@ -321,7 +326,7 @@ def tracking_sweep(folder: Path) -> TaskResults:
 
 def test_pieces_of_few_videos_are_drawn_with_their_share_of_the_bits(tmp_path: Path) -> None:
     results = tracking_sweep(tmp_path / "out")
-    assert results.is_tracking
+    assert results.kind == "tracking"
     draws = draw_curves(results, draws=40)
     pieces = [(unit.sequence, unit.start, unit.stop) for unit in draws.units]
     assert pieces == [("square", 0, 20), ("square", 20, 40), ("square", 40, 50), ("street", 0, 20), ("street", 20, 30)]
@@ -387,7 +392,7 @@ def test_runtimes_are_seconds_per_picture_over_those_of_sse() -> None:
     plain, weighted = (row("a", ("hm", "fcm-a", method), 22, 1e4, 20.0) for method in ("sse", "wa"))
     longer = dataclasses.replace(plain, frames=3, encode_s=2.5, sequence="b")
     lines = runtimes_of([plain, longer, weighted, dataclasses.replace(weighted, lambda_scale=0.5, encode_s=9.0)])
-    assert [line.method for line in lines] == ["sse", "wa"]
+    assert [line.series.method_label for line in lines] == ["sse", "wa"]
     assert lines[0].encode_s == pytest.approx(3.0 / 4)
     assert (lines[1].map_s, lines[1].method_s, lines[1].encode_s) == (0.2, 0.0, 0.5)
     assert lines[1].ratio == pytest.approx(0.7 / 0.75)

@@ -103,6 +103,11 @@ class Series:
         return label if self.lambda_scale == 1 else f"{label}, λ × {self.lambda_scale:.3g}"
 
     @property
+    def method_label(self) -> str:
+        """The same without the mode, for tables of one mode."""
+        return dataclasses.replace(self, mode=self.method, method="sse").label
+
+    @property
     def is_control(self) -> bool:
         """Whether it shows what a gain is *not* due to: another λ under sse, or weights moved to other places."""
         return (self.method == "sse" and self.lambda_scale != 1) or CONTROL_STAGE in self.method.split("+")
@@ -135,7 +140,7 @@ def curves_of(points: Iterable[Point], quality: str = "psnr_yuv") -> Curves:
         raise ValueError(f"quality {quality!r} was asked for; known: {', '.join(QUALITIES)}")
     value = QUALITIES[quality][1]
     known = [point for point in points if value(point) is not None and point.mode != LOCAL_MODE]
-    names = _with_notes(series_of(point) for point in known)
+    names = with_notes(series_of(point) for point in known)
     grouped: dict[Setting, dict[Series, dict[str, dict[float, Point]]]] = {}
     for point in known:
         sequences = grouped.setdefault(Setting(point.codec, point.config), {}).setdefault(names[series_of(point)], {})
@@ -176,7 +181,7 @@ def fronts_of(points: Sequence[Point], quality: str = "psnr_yuv") -> Curves:
         for point in points
     ]
     as_option = [p for p in as_option if p.lambda_scale == 1 and not series_of(p).is_control]
-    names = _with_notes(map(series_of, as_option))
+    names = with_notes(map(series_of, as_option))
     value = QUALITIES[quality][1]
     fronts: Curves = {}
     for setting, group in _grouped(as_option, lambda p: Setting(p.codec, p.config)).items():
@@ -237,8 +242,8 @@ def series_of(point: Point) -> Series:
     return Series(point.mode, point.method, point.method_options, point.lambda_scale)
 
 
-def _with_notes(series: Iterable[Series]) -> dict[Series, Series]:
-    """Each series with a note of the options in which it differs from others of its mode and method."""
+def with_notes(series: Iterable[Series]) -> dict[Series, Series]:
+    """Each series, under itself, with a note of the options in which it differs from others of its mode and method."""
     named: dict[Series, Series] = {}
     for alike in _grouped(dict.fromkeys(series), lambda one: (one.mode, one.method)).values():
         options = [dict(_flat(json.loads(one.method_options))) for one in alike]

@@ -81,7 +81,7 @@ def draw_curves(results: TaskResults, *, draws: int = DRAWS, seed: int = 0) -> D
         return Draws((), {}, {})
     drawn = np.random.default_rng(seed).integers(0, len(units), (draws, len(units)))
     times = np.stack([np.bincount(one, minlength=len(units)) for one in drawn])  # [draw, unit]
-    scorer_of = _tracks(results.truth, units) if results.is_tracking else _detections(results.truth, units)
+    scorer_of = _tracks(results.truth, units) if results.kind == "tracking" else _detections(results.truth, units)
     at: dict[str, dict[tuple[Setting, Series], list[tuple[np.ndarray, np.ndarray]]]] = {}
     local: dict[str, np.ndarray] = {}
     for score in results.scores:

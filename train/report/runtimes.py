@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from jaxwrap.train.evaluate.points import Point
-from jaxwrap.train.report.curves import LOCAL_MODE, Setting
+from jaxwrap.train.report.curves import LOCAL_MODE, Series, Setting, series_of, with_notes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,8 +19,7 @@ class Runtime:
     """
 
     setting: Setting
-    mode: str
-    method: str
+    series: Series
     map_s: float | None
     method_s: float | None
     wrapper_s: float | None
@@ -35,16 +34,18 @@ class Runtime:
 
 def runtimes_of(points: Iterable[Point]) -> list[Runtime]:
     """One line per codec, mode and method, in the order of the rows."""
-    groups: dict[tuple[Setting, str, str], list[Point]] = {}
-    for point in points:
-        if point.lambda_scale == 1 and point.mode != LOCAL_MODE:
-            groups.setdefault((Setting(point.codec, point.config), point.mode, point.method), []).append(point)
+    chosen = [point for point in points if point.lambda_scale == 1 and point.mode != LOCAL_MODE]
+    names = with_notes(map(series_of, chosen))
+    groups: dict[tuple[Setting, Series], list[Point]] = {}
+    for point in chosen:
+        groups.setdefault((Setting(point.codec, point.config), names[series_of(point)]), []).append(point)
     lines = [_mean(*place, members) for place, members in groups.items()]
-    plain = {(line.setting, line.mode): line.spent for line in lines if line.method == "sse"}
-    return [dataclasses.replace(line, ratio=_ratio(line.spent, plain.get((line.setting, line.mode)))) for line in lines]
+    spent = {(line.setting, line.series): line.spent for line in lines}
+    plain = [spent.get((line.setting, Series(line.series.mode))) for line in lines]
+    return [dataclasses.replace(line, ratio=_ratio(line.spent, sse)) for line, sse in zip(lines, plain, strict=True)]
 
 
-def _mean(setting: Setting, mode: str, method: str, members: list[Point]) -> Runtime:
+def _mean(setting: Setting, series: Series, members: list[Point]) -> Runtime:
     def of(column: str) -> float | None:
         timed = [point for point in members if getattr(point, column) is not None]
         return sum(getattr(p, column) for p in timed) / sum(p.frames for p in timed) if timed else None
@@ -52,7 +53,7 @@ def _mean(setting: Setting, mode: str, method: str, members: list[Point]) -> Run
     # A row's seconds of the method contain those of its map.
     in_map, in_method = of("map_s"), of("method_s")
     without_map = None if in_method is None else max(0.0, in_method - (in_map or 0.0))
-    return Runtime(setting, mode, method, in_map, without_map, of("wrapper_s"), of("encode_s"), None)
+    return Runtime(setting, series, in_map, without_map, of("wrapper_s"), of("encode_s"), None)
 
 
 def _ratio(spent: float | None, plain: float | None) -> float | None:

@@ -45,7 +45,7 @@ def task_table(results: TaskResults, draws: Draws) -> list[BdRow]:
         drawn = draws.curves.get(measure, {})
         for setting in curves:
             rows += [_accuracy_row(curves, measure, pair, drawn, len(draws.units)) for pair in _pairs(curves, setting)]
-    return [dataclasses.replace(row, task=results.name) for row in rows]
+    return [dataclasses.replace(row, task=results.title) for row in rows]
 
 
 def resolution(rows: Sequence[BdRow], measure: str) -> float | None:

@@ -34,7 +34,7 @@ def shown_task(task: TaskResults, draws: Draws, rows: Sequence[BdRow]) -> dict[s
         if name != "ap50" and (image := task_figure(task, name)) is not None
     ]
     return {
-        "name": task.name,
+        "name": task.title,
         "num_sequences": len({point.sequence for point in task.points}),
         "num_units": len(draws.units),
         "unit": draws.unit_name,
@@ -51,8 +51,8 @@ def shown_task(task: TaskResults, draws: Draws, rows: Sequence[BdRow]) -> dict[s
         "runtimes": [
             {
                 "codec": f"{line.setting.codec}, {line.setting.config}",
-                "mode": line.mode,
-                "method": line.method,
+                "mode": line.series.mode,
+                "method": line.series.method_label,
                 "seconds": [
                     "" if s is None else f"{s:.3f}" for s in (line.map_s, line.method_s, line.wrapper_s, line.encode_s)
                 ],

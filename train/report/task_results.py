@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxwrap.train.evaluate.points import Point, read_points
 from jaxwrap.train.report.curves import LOCAL_MODE, is_of_a_task
@@ -19,7 +20,7 @@ from jaxwrap.train.report.curves import LOCAL_MODE, is_of_a_task
 ALL = "(all)"
 """Sequence of a pooled row."""
 
-_PLACE = ("codec", "codec_version", "config", "mode", "method", "method_options", "lambda_scale", "qp")
+_PLACE = ("codec", "codec_version", "config", "mode", "method", "method_options", "lambda_scale", "qp", "network")
 
 Place = tuple[Any, ...]
 """What a pooled row shares with the rows that it is of."""
@@ -30,14 +31,28 @@ class TaskResults:
     """Results on one data set against one truth, of one sweep or several.
 
     ``scores``: pooled rows. ``points``: rows of every sequence, of modes of a task. ``truth``: the file ``truth.json``
-    or the folder ``truth``; None where there is neither. ``predictions``: key of a row → its file, of those that exist.
+    or the folder ``truth``; None where there is neither. ``is_pseudo``: the truth is what the network makes of the
+    originals. ``predictions``: key of a row → its file, of those that exist.
     """
 
     name: str
     scores: tuple[Point, ...]
     points: tuple[Point, ...]
     truth: Path | None
+    is_pseudo: bool
     predictions: dict[str, Path]
+
+    @property
+    def title(self) -> str:
+        """Name of the data set, and of its truth where that is no annotation."""
+        return f"{self.name}, pseudo truth" if self.is_pseudo else self.name
+
+    @property
+    def kind(self) -> Literal["detection", "segmentation", "tracking"]:
+        """The task, by its scores."""
+        if any(score.mota is not None for score in self.scores):
+            return "tracking"
+        return "segmentation" if any(score.mask_ap is not None for score in self.scores) else "detection"
 
     @property
     def local(self) -> Point | None:
@@ -48,11 +63,6 @@ class TaskResults:
     def coded(self) -> tuple[Point, ...]:
         """Scores that have a rate."""
         return tuple(score for score in self.scores if score.mode != LOCAL_MODE)
-
-    @property
-    def is_tracking(self) -> bool:
-        """Whether the truth is tracks."""
-        return self.truth is not None and self.truth.is_dir()
 
     def members(self) -> dict[Place, dict[str, Point]]:
         """Rows of each pooled row's place, by sequence."""
@@ -84,7 +94,7 @@ def read_task_results(results: Sequence[Path]) -> list[TaskResults]:
         truth = next((folder / name for name in ("truth.json", "truth") if (folder / name).exists()), None)
         for name in dict.fromkeys(score.dataset for score in scores):
             key = (name, _digest(truth))
-            known = found.get(key, TaskResults(name, (), (), truth, {}))
+            known = found.get(key, TaskResults(name, (), (), truth, _is_pseudo(folder), {}))
             found[key] = dataclasses.replace(
                 known,
                 scores=_joined(known.scores, [score for score in scores if score.dataset == name]),
@@ -96,6 +106,18 @@ def read_task_results(results: Sequence[Path]) -> list[TaskResults]:
 
 def _joined(known: Sequence[Point], more: Sequence[Point]) -> tuple[Point, ...]:
     return tuple({point.key: point for point in (*more, *known)}.values())
+
+
+def _is_pseudo(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return bool(manifest["configuration"]["task"]["truth"] == "pseudo")
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / 'manifest.json'} is no manifest of a task's sweep ({error}); evaluate again"
+        ) from error
 
 
 def _digest(truth: Path | None) -> str:

@@ -1,0 +1,1 @@
+"""Published tables beside ours: ``published`` (what the papers print), ``wa`` (WA-RDO)."""
