@@ -91,7 +91,7 @@ class PictureExtent(nnx.Module):
     """Height and width of the picture within the input, at most the input's: ``[N, 2]``."""
 
     def __init__(self) -> None:
-        self.size = PictureSize(jnp.full(2, jnp.inf))
+        self.size = PictureSize(jnp.full(2, jnp.inf, jnp.float32))
 
     def __call__(self, finest: jax.Array) -> jax.Array:
         """The pyramid's finest scale, for its shape."""
@@ -253,7 +253,7 @@ def in_picture(network: RegionNetwork, size: tuple[float, float] | None) -> Regi
     return copy
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class RegionDecoder:
     """Raw outputs of a `RegionNetwork` → each proposal's box, score and class, once for every class."""
 
