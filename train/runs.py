@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from jaxwrap.codecs.x26x import X26x
     from jaxwrap.importance.gram import PlaneScale
     from jaxwrap.methods.plan import Method
-    from jaxwrap.train.evaluate.modes import Mode
+    from jaxwrap.train.evaluate.mode import Mode
+    from jaxwrap.train.evaluate.sweep import SweepResult
     from jaxwrap.train.fit.config import FitConfig
     from jaxwrap.train.media import Clip
 
@@ -151,8 +152,6 @@ def run_evaluation(
 ) -> int:
     """Sweep, BD table and report; returns the number of points that failed, after naming them."""
     from jaxwrap.train.evaluate.sweep import run_sweep
-    from jaxwrap.train.report.html import write_report
-    from jaxwrap.train.report.terminal import bd_rich_table
 
     with progress_bar() as bar:
         result = run_sweep(
@@ -172,6 +171,14 @@ def run_evaluation(
             retry_failed=retry_failed,
             progress=bar,
         )
+    return conclude(result, out)
+
+
+def conclude(result: SweepResult, out: Path) -> int:
+    """BD table and report of a sweep; returns the number of points that failed, after naming them."""
+    from jaxwrap.train.report.html import write_report
+    from jaxwrap.train.report.terminal import bd_rich_table
+
     for failure in result.failures:
         scale = "" if failure.lambda_scale == 1 else f", λ × {failure.lambda_scale:.4g}"
         console.print(

@@ -37,6 +37,9 @@ ALL = "(all)"
 CLIPPED_TOO_MUCH = 1e-3
 """Share of samples outside the codec's range that is worth a warning."""
 
+TruthKind = Literal["true", "pseudo"]
+"""Annotations, or what the network finds on the originals."""
+
 _ALIKE = ("codec", "codec_version", "config", "mode", "method", "method_options", "lambda_scale", "qp", "network")
 """Columns that the rows of one pooled row share."""
 
@@ -62,7 +65,7 @@ def run_task_sweep(
     methods: Sequence[Method],
     out: Path,
     *,
-    truth: Literal["true", "pseudo"] = "true",
+    truth: TruthKind = "true",
     **options: Any,
 ) -> TaskResult:
     """`run_sweep` of a data set's sequences, and its scores.
