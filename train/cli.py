@@ -104,6 +104,12 @@ def _whole_numbers(text: str) -> list[int]:
         ) from None
 
 
+def _check_fitting(what: str, **given: object) -> None:
+    """Raises `ValueError` naming the options that were given although they are not for ``what``."""
+    if names := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+        raise ValueError(f"{', '.join(names)} cannot be used in {what}")
+
+
 @app.command(
     help="""Trains a wrapper through the proxy codec, and resumes where it stopped.
 
@@ -219,6 +225,11 @@ def evaluate(
     ] = None,
     receiver_input: Annotated[str, typer.Option(help="What that network is fed: yolox or imagenet.")] = "yolox",
     codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265, hm, jm, vtm, vvenc.")] = "x264,x265",
+    With --task the runs are wrappers of a network's features (jaxwrap train fcm-…), the input is a data set, and
+    quality is what the network finds: scores.csv, predictions/ and truth beside the rest. Compared with remote (the
+    pictures coded, the network behind) and local inference; fwa, calibrated and fold take the run's own constants, and
+    wa:task, iwa:task map what its task ranks by.
+
     methods: Annotated[
         str,
         typer.Option(
@@ -266,9 +277,37 @@ def evaluate(
     coders = encoders(split_words(codec), timeout_s=timeout)
     chosen = new_methods(
         split_words(methods), maps=map or [], alpha=alpha, rows=rows,
-        decisions=None if decisions is None else split_words(decisions),
+        decisions=None if decisions is None else split_words(decisions), of_task=task is not None,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "dataset": dataset, "config": config, "preset": presets, "processes": processes or os.cpu_count() or 1,
+        "seed": seed, "lambda_scales": scales, "scheduler": scheduler, "retry_failed": retry_failed,
+    }  # fmt: skip
+    if task is not None:
+        from jaxwrap.train.evaluate.terminal import TaskRun, run_task
+
+        _check_fitting("--task, which looks at all of its pictures", receiver=receiver, max_frames=max_frames)
+        asked = TaskRun(
+            task, input, run or [], annotations, crowd, truth, split_words(baselines), network, network_size, mask_head
+        )
+        if run_task(asked, coders, chosen, numbers, out, **options):
+            raise typer.Exit(1)
+        return
+    _check_fitting(
+        "evaluations without --task", annotations=annotations, crowd=crowd, network=network, network_size=network_size,
+        mask_head=mask_head, truth=None if truth == "true" else truth,
     )  # fmt: skip
     clips, unreadable = open_clips(input, max_frames=max_frames)
+    task: Annotated[str | None, typer.Option(help="detection, segmentation or tracking.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Of the input: COCO JSON, or a MOTChallenge sequence. Default: its own.")
+    ] = None,
+    crowd: Annotated[Path | None, typer.Option(help="COCO JSON of regions that are neither right nor wrong.")] = None,
+    truth: Annotated[str, typer.Option(help="true: annotations. pseudo: what is found on the originals.")] = "true",
+    baselines: Annotated[str, typer.Option(help="Comma-separated, may be empty: remote, local.")] = "remote,local",
+    network: Annotated[Path | None, typer.Option(help="Weights. Default: found in JAXWRAP_NETWORKS.")] = None,
+    network_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of its input. Default: its own.")] = None,
+    mask_head: Annotated[str | None, typer.Option(help="Of segmentation: file, folder or shipped name.")] = None,
     names = run or ([] if receiver else ["post-1of2", "pair-1of2"])
     networks = [load_wrapper(name)[0] for name in names]
     alone = codec_mode() if receiver is None else parse_receiver(receiver, receiver_input)
@@ -277,11 +316,7 @@ def evaluate(
         *standard_modes(sorted({network.config.ratio for network in networks}))[1:],
         *(mode_of(network) for network in networks),
     ]
-    failures = run_evaluation(
-        clips, modes, coders, chosen, numbers, out,
-        dataset=dataset, config=config, preset=presets, processes=processes or os.cpu_count() or 1, seed=seed,
-        lambda_scales=scales, scheduler=scheduler, retry_failed=retry_failed,
-    )  # fmt: skip
+    failures = run_evaluation(clips, modes, coders, chosen, numbers, out, **options)
     warn_unreadable(unreadable)
     if failures:
         raise typer.Exit(1)
