@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxwrap.arrays import Frame, size_of
 from jaxwrap.tasks.blocks import Conv
 from jaxwrap.tasks.boxes import suppress
 from jaxwrap.tasks.detector import COCO_CATEGORY_IDS, Candidates, Detections, Detector
@@ -79,8 +80,52 @@ class RegionConfig:
 
 FASTER_RCNN = RegionConfig()
 MASK_RCNN = RegionConfig("mask-rcnn", masks=True)
-INPUT = PictureInput(mean=(123.675, 116.28, 103.53), deviation=(58.395, 57.12, 57.375))
-"""ImageNet's mean and deviation of RGB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionInput(PictureInput):
+    """Pictures at a shortest side of ``shortest``, or less where the longest would pass ``longest``; the mean follows
+    below and to the right, up to multiples of ``multiple`` (torchvision's `GeneralizedRCNNTransform`).
+
+    RGB, with ImageNet's mean and deviation.
+    """
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    deviation: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    shortest: int = 800
+    longest: int = 1333
+    multiple: int = 32
+
+    def size_in(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture of this size has inside the network's input."""
+        scale = min(self.shortest / min(height, width), self.longest / max(height, width))
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def scale_in(self, height: int, width: int) -> tuple[float, float]:
+        """Factors (vertical, horizontal) from pixels of such a picture to pixels of the input."""
+        inner_height, inner_width = self.size_in(height, width)
+        return inner_height / height, inner_width / width
+
+    def images(self, samples: Frame, bit_depth: int = 8) -> jax.Array:
+        """As `PictureInput.images`."""
+        images = self._resized(*size_of(samples)).images(samples, bit_depth)
+        return jnp.pad(images, self._margins(*images.shape[2:]))
+
+    def images_of_rgb(self, rgb: np.ndarray) -> np.ndarray:
+        """As `PictureInput.images_of_rgb`."""
+        images = self._resized(*rgb.shape[1:3]).images_of_rgb(rgb)
+        return np.pad(images, self._margins(*images.shape[2:]))
+
+    def _resized(self, height: int, width: int) -> PictureInput:
+        inner_height, inner_width = self.size_in(height, width)
+        return PictureInput(inner_height, inner_width, self.order, mean=self.mean, deviation=self.deviation)
+
+    def _margins(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """What is added to planes ``[N, 3, height, width]``."""
+        return (0, 0), (0, 0), (0, -height % self.multiple), (0, -width % self.multiple)
+
+
+INPUT = RegionInput()
 
 
 class PictureSize(nnx.Variable[jax.Array]):
@@ -275,14 +320,18 @@ class RegionDecoder:
 
 
 def faster_rcnn(network: RegionNetwork, digest: str = "") -> Detector:
-    """The detector, split after the pyramid; torchvision runs it at threshold 0.05, iou 0.5, limit 100."""
+    """The detector, split after the pyramid; torchvision runs it at threshold 0.05, iou 0.5, limit 100.
+
+    Its pictures are padded (`RegionInput`): boxes end at the picture itself if the network is
+    ``in_picture(network, INPUT.size_in(height, width))``, else up to 31 pixels of the input beyond.
+    """
     config = network.config
     return Detector(config.name, network, INPUT, config.split, RegionDecoder(config), digest)
 
 
 def mask_rcnn(network: RegionNetwork, raw: Mapping[str, jax.Array], found: Detections) -> jax.Array:
-    """Raw outputs and the detections that `faster_rcnn` made of them → the mask of each: probabilities
-    ``[N, K, 28, 28]`` on the grid of its box. Of an empty place it means nothing.
+    """Raw outputs and the detections that `faster_rcnn` made of them → the mask of each: logits ``[N, K, 28, 28]`` on
+    the grid of its box (`jaxwrap.tasks.masks.paste_masks`). Those of an empty place mean nothing.
 
     Raises `ValueError` for a network without a mask head.
     """
@@ -290,7 +339,7 @@ def mask_rcnn(network: RegionNetwork, raw: Mapping[str, jax.Array], found: Detec
         raise ValueError(f"{network.name} has no mask head: build it with RegionConfig(masks=True)")
     logits = network.mask_branch(found.boxes, *(raw[name] for name in network.config.pyramid))
     columns = jnp.asarray(np.asarray(network.config.categories, np.int32))[found.classes]
-    return jax.nn.sigmoid(jnp.take_along_axis(logits, columns[..., None, None, None], axis=-1)[..., 0])
+    return jnp.take_along_axis(logits, columns[..., None, None, None], axis=-1)[..., 0]
 
 
 def anchors(sizes: Sequence[int], grids: Sequence[tuple[int, int]], input_size: tuple[int, int]) -> list[np.ndarray]:

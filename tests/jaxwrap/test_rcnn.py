@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxwrap.arrays import Yuv420
 from jaxwrap.parameters import named_parameters
 from jaxwrap.tasks.rcnn import (
     FASTER_RCNN,
+    INPUT,
     MASK_RCNN,
     Doubling,
     RegionConfig,
+    RegionInput,
     RegionNetwork,
     anchors,
     faster_rcnn,
@@ -74,8 +77,7 @@ def test_outputs_have_static_shapes(network: RegionNetwork, raw: dict[str, jax.A
     assert found.boxes.shape == (2, 7, 4)
     masks = jax.jit(mask_rcnn)(network, raw, found)
     assert masks.shape == (2, 7, 28, 28)
-    assert float(masks.min()) >= 0
-    assert float(masks.max()) <= 1
+    assert np.isfinite(masks).all()
 
 
 def test_proposals_fall_in_score_and_lie_in_the_input(raw: dict[str, jax.Array]) -> None:
@@ -138,6 +140,38 @@ def test_classes_are_the_softmax_over_all_columns(network: RegionNetwork, raw: d
     for place in np.flatnonzero(scores[0]):
         expected = shares[0, place // 3, TINY.categories[place % 3]]
         np.testing.assert_allclose(scores[0, place], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "inner", "padded"),
+    [
+        ((480, 640), (800, 1066), (800, 1088)),
+        ((640, 427), (1199, 800), (1216, 800)),  # cut, not rounded: 1199.06
+        ((100, 400), (333, 1333), (352, 1344)),
+    ],
+)
+def test_pictures_are_scaled_by_their_shortest_side_and_padded(
+    size: tuple[int, int], inner: tuple[int, int], padded: tuple[int, int]
+) -> None:
+    rgb = np.full((1, *size, 3), 255, np.uint8)
+    images = INPUT.images_of_rgb(rgb)
+    assert INPUT.size_in(*size) == inner
+    assert images.shape == (1, 3, *padded)
+    np.testing.assert_allclose(
+        images[0, :, inner[0] - 1, inner[1] - 1], (255 - np.array(INPUT.mean)) / INPUT.deviation, rtol=1e-5
+    )
+    assert not images[:, :, inner[0] :].any()
+    assert not images[:, :, :, inner[1] :].any()
+
+
+def test_decoded_samples_are_fed_as_rgb_is() -> None:
+    expects = RegionInput(shortest=24, longest=60)
+    black_and_white = np.repeat([[16, 235]], 20, 0).repeat(15, 1).astype(np.uint8)[None]
+    neutral = np.full((1, 10, 15), 128, np.uint8)
+    images = expects.images(Yuv420(black_and_white, neutral, neutral))
+    rgb = np.where(black_and_white == 235, 255, 0).astype(np.uint8)[..., None].repeat(3, -1)
+    assert images.shape == (1, 3, 32, 64)
+    np.testing.assert_allclose(images, expects.images_of_rgb(rgb), atol=1e-4)
 
 
 def test_anchors_stand_at_every_place() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxwrap.tasks.detector import Detections
-from jaxwrap.tasks.rcnn import MASK_RCNN, RegionConfig, faster_rcnn, in_picture, mask_rcnn
+from jaxwrap.tasks.rcnn import MASK_RCNN, RegionConfig, RegionInput, faster_rcnn, in_picture, mask_rcnn
 from jaxwrap.tasks.resnet import ResNetConfig
 from jaxwrap.tasks.roi import pyramid_roi_align
 from jaxwrap.tasks.torchvision_keys import region_network
@@ -95,10 +95,10 @@ def spread_classes(layer: Any, hidden: Any, config: RegionConfig) -> None:
 
 
 def picture() -> np.ndarray:
-    """A made-up picture with edges and colours, RGB in [0, 1], ``[100, 135, 3]``."""
+    """A made-up picture with edges and colours, RGB uint8 ``[100, 135, 3]``."""
     rng = np.random.default_rng(5)
     blocks = rng.uniform(size=(13, 17, 3)).repeat(8, 0).repeat(8, 1)[:100, :135]
-    return np.clip(blocks + 0.1 * rng.normal(size=blocks.shape), 0, 1).astype(np.float32)
+    return (255 * np.clip(blocks + 0.1 * rng.normal(size=blocks.shape), 0, 1)).astype(np.uint8)
 
 
 def nhwc(tensor: Any) -> np.ndarray:
@@ -110,7 +110,7 @@ def torch_reference(config: RegionConfig, sides: tuple[int, int]) -> Reference:
     model = torch_model(config, sides)
     heads = model.roi_heads
     with torch.no_grad():
-        images, _ = model.transform([torch.from_numpy(picture().transpose(2, 0, 1))])
+        images, _ = model.transform([torch.from_numpy(picture().transpose(2, 0, 1)) / 255])
         features = model.backbone(images.tensors)
         objectness, offsets = model.rpn.head(list(features.values()))
         rows = [
@@ -145,7 +145,7 @@ def relative_error(found: Any, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
 
 
-def errors(config: RegionConfig, reference: Reference) -> dict[str, float]:
+def errors(config: RegionConfig, sides: tuple[int, int], reference: Reference) -> dict[str, float]:
     """Each stage against torchvision, from the same images."""
     network = in_picture(region_network(reference.state, config, epsilon=EPSILON), reference.picture)
     detector = faster_rcnn(network)
@@ -172,8 +172,12 @@ def errors(config: RegionConfig, reference: Reference) -> dict[str, float]:
     np.testing.assert_array_equal(columns, reference.columns)
     found["boxes"] = float(np.abs(np.asarray(result.boxes[0])[order] - reference.boxes).max())  # pixels
     found["scores"] = float(np.abs(np.asarray(result.scores[0])[order] - reference.scores).max())
-    masks = jax.jit(mask_rcnn)(network, raw, result)
+    masks = jax.nn.sigmoid(jax.jit(mask_rcnn)(network, raw, result))
     found["masks"] = float(np.abs(np.asarray(masks[0])[order] - reference.masks).max())
+    expects = RegionInput(shortest=sides[0], longest=sides[1])
+    images = expects.images_of_rgb(picture()[None]).transpose(0, 2, 3, 1)
+    assert expects.size_in(*picture().shape[:2]) == reference.picture
+    found["images"] = relative_error(images, reference.images)
     return found
 
 
@@ -192,9 +196,9 @@ def test_every_stage_equals_torchvision() -> None:
     assert len(set(reference.columns)) > 3
     assert len(reference.boxes) > 10
     assert reference.picture != reference.images.shape[1:3]  # the picture is padded
-    found = errors(CONFIG, reference)
+    found = errors(CONFIG, SIDES, reference)
     assert max(found[name] for name in CONFIG.pyramid) < 1e-4
-    assert found["rpn"] < 1e-4
+    assert max(found["images"], found["rpn"]) < 1e-4
     assert found["roi_align"] < 1e-5
     assert found["proposals"] < 0.01
     assert max(found["class_logits"], found["box_offsets"]) < 1e-3
