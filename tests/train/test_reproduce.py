@@ -169,6 +169,7 @@ def test_condensed_tables_hold_what_the_notebook_reads(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     folder.mkdir()
     arrays = {"source": np.zeros((4, 4, 3), np.uint8), "hm/units/sse": np.arange(6)[None], "about": np.array("{}")}
+    arrays |= {"hm/weights/wa": np.ones((4, 4), np.float32), "hm/decoded/wa": np.zeros((4, 4), np.uint16)}
     np.savez(folder / "pictures.npz", **arrays)  # type: ignore[arg-type]
     scores, table, pictures = write_tables([ours], [tmp_path, folder], tmp_path / "data")
     assert [p.name for p in (scores, table, pictures)] == ["fcm_scores.csv", "fcm_bd.csv", "fcm_pictures.npz"]
@@ -176,7 +177,11 @@ def test_condensed_tables_hold_what_the_notebook_reads(tmp_path: Path) -> None:
     assert {p.dataset for p in again} == {"pictures, pseudo truth"}
     assert [p.ap for p in again] == [p.ap for p in ours.results.scores]
     with np.load(pictures) as archive:
-        assert sorted(archive.files) == ["about", "hm/units/sse"]  # photographs are not ours to pass on
+        assert sorted(archive.files) == [
+            "about",
+            "hm/units/sse",
+            "hm/weights/wa",
+        ]  # photographs are not ours to pass on
     with table.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == BD_COLUMNS

@@ -15,10 +15,11 @@ from jaxwrap.metrics.bjontegaard import (
     bd_rate_of_accuracy,
     percentile_interval,
 )
+from jaxwrap.train.evaluate.pooled import ALL
 from jaxwrap.train.report.bd import BdMean, BdRow, Comparison, mean_row, rows_of_methods, time_ratio_of
 from jaxwrap.train.report.curves import ACCURACIES, REMOTE_MODE, Curve, Curves, Series, Setting, curves_of
 from jaxwrap.train.report.resampling import Draws
-from jaxwrap.train.report.task_results import ALL, TaskResults
+from jaxwrap.train.report.task_results import TaskResults
 
 REFERENCES = ("x264", "jm", "hm", "vtm")
 """Encoders whose sse is an anchor of all others: JM of WA-RDO's table 1, HM of ours, VTM of FCM's test model."""

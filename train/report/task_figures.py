@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from jaxwrap.train.evaluate.pooled import ALL
 from jaxwrap.train.report.curves import (
     QUALITIES,
     REMOTE_MODE,
@@ -16,7 +17,7 @@ from jaxwrap.train.report.curves import (
     curves_of,
 )
 from jaxwrap.train.report.figures import png, rate_axis, series_style
-from jaxwrap.train.report.task_results import ALL, TaskResults
+from jaxwrap.train.report.task_results import TaskResults
 
 _MAX_COLUMNS = 3
 _CODEC_COLOURS = {

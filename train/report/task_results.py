@@ -1,6 +1,6 @@
 """What sweeps of a task left in their folders: pooled scores, the rows of every sequence, the truth, and predictions.
 
-``scores.csv`` has a row per point of a curve, of the sequence `ALL`: bits and frames summed, one score of the whole
+``scores.csv`` has a row per point of a curve, of the sequence ``(all)``: bits and frames summed, one score of the whole
 data set. ``predictions/KEY.json`` (a COCO results list, or a list of MOTChallenge rows) is of the row KEY of
 ``results.csv``; ``truth.json``, or ``truth/NAME.txt`` of each sequence, is what they were scored against.
 """
@@ -16,9 +16,6 @@ from typing import Any, Literal
 
 from jaxwrap.train.evaluate.points import Point, read_points
 from jaxwrap.train.report.curves import LOCAL_MODE, is_of_a_task
-
-ALL = "(all)"
-"""Sequence of a pooled row."""
 
 _PLACE = ("codec", "codec_version", "config", "mode", "method", "method_options", "lambda_scale", "qp", "network")
 

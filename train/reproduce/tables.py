@@ -2,8 +2,8 @@
 
 ``NAME_scores.csv``: pooled rows of every data set, a results CSV whose ``dataset`` names the truth too.
 ``NAME_bd.csv``: the BD rows of the report, with their intervals (`BD_COLUMNS`).
-``NAME_pictures.npz``: the first picture as it was coded, its coding units and weights by method, without the
-picture itself (`jaxwrap.train.evaluate.pictures`).
+``NAME_pictures.npz``: the first picture as it was coded, its coding units and weights (half floats) by method, without
+the picture itself (`jaxwrap.train.evaluate.pictures`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def write_tables(ours: Sequence[Ours], folders: Sequence[Path], out: Path, name:
     pictures = next((folder / "pictures.npz" for folder in folders if (folder / "pictures.npz").is_file()), None)
     if pictures is not None:
         with np.load(pictures) as archive:
-            kept = {key: archive[key] for key in archive.files if key != "source"}
+            kept = {key: archive[key] for key in archive.files if key != "source" and "/decoded/" not in key}
+        kept = {key: array.astype(np.float16) if "/weights/" in key else array for key, array in kept.items()}
         content = io.BytesIO()
         np.savez_compressed(content, **kept)
         paths.append(out / f"{name}_pictures.npz")
