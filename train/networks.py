@@ -25,7 +25,7 @@ def _yolox_nano(path: Path, digest: str) -> Detector:
 
 def _yolo_fastest(path: Path, digest: str) -> Detector:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:  # np.load leaves a damaged file open
             arrays = {**file}
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"not a sound npz file ({error}): fetch it again") from error

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxwrap.parameters import assign_parameters, parameter_shapes
 
 BATCH_NORM_EPSILON = 1e-5
+"""ε where a file's own code sets no other."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,15 +33,17 @@ KeyMap = dict[str, Source]
 """Parameter of a network (`jaxwrap.parameters.parameter_shapes`) → where it comes from."""
 
 
-def convolution(path: str, key: str, *, norm: str | None = None, bias: bool | None = None) -> KeyMap:
-    """Key map of one `jaxwrap.tasks.blocks.Conv` at ``path`` from ``key.weight`` and ``key.bias`` (default: there is
-    one where no normalisation follows), with the batch normalisation ``norm`` folded in."""
-    return _folded(path, key, norm, bias, lambda w: w.transpose(2, 3, 1, 0))
+def convolution(path: str, key: str, *, norm: str | None = None, epsilon: float = BATCH_NORM_EPSILON) -> KeyMap:
+    """Key map of one `jaxwrap.tasks.blocks.Conv` at ``path`` from ``key.weight`` and ``key.bias``; or without a bias
+    of its own, and with the batch normalisation ``norm``, of this ε, folded in."""
+    return _folded(path, key, norm, epsilon, lambda w: w.transpose(2, 3, 1, 0))
 
 
-def depthwise_convolution(path: str, key: str, *, norm: str | None = None, bias: bool | None = None) -> KeyMap:
+def depthwise_convolution(
+    path: str, key: str, *, norm: str | None = None, epsilon: float = BATCH_NORM_EPSILON
+) -> KeyMap:
     """Key map of one `jaxwrap.tasks.blocks.Depthwise`, as `convolution`."""
-    return _folded(path, key, norm, bias, lambda w: w[:, 0].transpose(1, 2, 0))
+    return _folded(path, key, norm, epsilon, lambda w: w[:, 0].transpose(1, 2, 0))
 
 
 def linear(path: str, key: str) -> KeyMap:
@@ -101,32 +104,28 @@ def load_state(
 
 
 def _folded(
-    path: str, key: str, norm: str | None, bias: bool | None, layout: Callable[[np.ndarray], np.ndarray]
+    path: str, key: str, norm: str | None, epsilon: float, layout: Callable[[np.ndarray], np.ndarray]
 ) -> KeyMap:
-    weight = f"{key}.weight"
-    has_bias = norm is None if bias is None else bias
-    biases = (f"{key}.bias",) if has_bias else ()
     if norm is None:
-        if not has_bias:
-            return {f"{path}.kernel": Source((weight,), layout)}
-        return {f"{path}.kernel": Source((weight,), layout), f"{path}.bias": Source(biases, np.asarray)}
+        return {
+            f"{path}.kernel": Source((f"{key}.weight",), layout),
+            f"{path}.bias": Source((f"{key}.bias",), np.asarray),
+        }
     gamma, beta, mean, variance = (f"{norm}.{k}" for k in ("weight", "bias", "running_mean", "running_var"))
 
-    def kernel(w: np.ndarray, *statistics: np.ndarray) -> np.ndarray:
-        return layout(w * _scale(*statistics, channels=len(w)).reshape(-1, *(1,) * (w.ndim - 1)))
+    def kernel(w: np.ndarray, g: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return layout(w * _scale(len(w), epsilon, g, v).reshape(-1, *(1,) * (w.ndim - 1)))
 
-    def offset(*given: np.ndarray) -> np.ndarray:
-        b, m, *statistics = given[:4]
-        before = given[4] if has_bias else np.zeros_like(m)
-        return b + (before - m) * _scale(*statistics, channels=len(b))
+    def offset(b: np.ndarray, m: np.ndarray, g: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return b - m * _scale(len(b), epsilon, g, v, m)
 
     return {
-        f"{path}.kernel": Source((weight, gamma, variance), kernel),
-        f"{path}.bias": Source((beta, mean, gamma, variance, *biases), offset),
+        f"{path}.kernel": Source((f"{key}.weight", gamma, variance), kernel),
+        f"{path}.bias": Source((beta, mean, gamma, variance), offset),
     }
 
 
-def _scale(gamma: np.ndarray, variance: np.ndarray, *, channels: int) -> np.ndarray:
-    if not gamma.shape == variance.shape == (channels,):
+def _scale(channels: int, epsilon: float, gamma: np.ndarray, variance: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    if {array.shape for array in (gamma, variance, *others)} != {(channels,)}:
         raise ValueError("normalisation of another number of channels")
-    return gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + BATCH_NORM_EPSILON)
+    return gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
