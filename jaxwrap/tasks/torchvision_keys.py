@@ -47,14 +47,15 @@ def region_network(
 
 def torchvision_key_map(config: RegionConfig, *, epsilon: float = 0.0) -> KeyMap:
     """Every parameter of a `RegionNetwork` → torchvision's (present) keys."""
-    found = _normalised("blocks.stem.conv", "backbone.body.conv1", "backbone.body.bn1", epsilon)
+    found = convolution("blocks.stem.conv", "backbone.body.conv1", norm="backbone.body.bn1", epsilon=epsilon)
     for stage, count in enumerate(config.backbone.blocks, start=1):
         for block in range(count):
             ours, theirs = f"blocks.layer{stage}.{block}", f"backbone.body.layer{stage}.{block}"
             for i in (1, 2, 3):
-                found |= _normalised(f"{ours}.conv{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}", epsilon)
+                found |= convolution(f"{ours}.conv{i}", f"{theirs}.conv{i}", norm=f"{theirs}.bn{i}", epsilon=epsilon)
             if block == 0:
-                found |= _normalised(f"{ours}.shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1", epsilon)
+                short = f"{theirs}.downsample"
+                found |= convolution(f"{ours}.shortcut", f"{short}.0", norm=f"{short}.1", epsilon=epsilon)
     for i, name in enumerate(config.pyramid):
         coarsest = i == len(config.pyramid) - 1
         found |= convolution(f"blocks.m{FINEST + i}" + ("" if coarsest else ".lateral"), f"{_FPN}.inner_blocks.{i}.0")
@@ -86,21 +87,6 @@ def _current(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         key = re.sub(f"^{_MASK_CONVOLUTION}$", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}", key)
         found[key] = array
     return found
-
-
-def _normalised(path: str, key: str, norm: str, epsilon: float) -> KeyMap:
-    """Key map of a convolution without bias whose normalisation is folded in, as `convolution` but for ``epsilon``."""
-    gamma, beta, mean, variance = (f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
-
-    def gain(scale: np.ndarray, spread: np.ndarray) -> np.ndarray:
-        return scale.astype(np.float64) / np.sqrt(spread.astype(np.float64) + epsilon)
-
-    return {
-        f"{path}.kernel": Source(
-            (f"{key}.weight", gamma, variance), lambda w, g, v: w.transpose(2, 3, 1, 0) * gain(g, v)
-        ),
-        f"{path}.bias": Source((beta, mean, gamma, variance), lambda b, m, g, v: b - m * gain(g, v)),
-    }
 
 
 def _channels_last(weight: np.ndarray) -> np.ndarray:
