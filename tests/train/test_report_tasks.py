@@ -19,6 +19,7 @@ from jaxwrap.metrics.detection import average_precision
 from jaxwrap.metrics.tracking import tracking_scores
 from jaxwrap.train.datasets.motchallenge import write_rows
 from jaxwrap.train.evaluate.points import Point, write_points
+from jaxwrap.train.report import resampling
 from jaxwrap.train.report.bd import BdRow
 from jaxwrap.train.report.curves import Series, Setting, curves_of
 from jaxwrap.train.report.html import write_report
@@ -269,7 +270,26 @@ def test_points_without_predictions_or_a_picture_have_figures_but_no_interval(sw
 def test_predictions_of_another_sweep_are_refused(sweep: TaskResults) -> None:
     other = tuple(dataclasses.replace(s, ap=(s.ap or 0) + 0.01) for s in sweep.scores)
     with pytest.raises(ValueError, match=r"give ap = 0\.\d+, but scores.csv has 0\.\d+; the files are of different"):
-        draw_curves(dataclasses.replace(sweep, scores=other), draws=2)
+        draw_curves(dataclasses.replace(sweep, scores=other), draws=3)
+
+
+def test_drawn_scores_are_kept_until_the_draws_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = detection_sweep(tmp_path / "out", {("hm", "fcm-a", "sse"): 1.0})
+    first = draw_curves(results, draws=4)
+    file = tmp_path / "out" / "draws.npz"
+    assert file.is_file()
+    calls = []
+    original = resampling.ApResampler
+    monkeypatch.setattr(resampling, "ApResampler", lambda *args: calls.append(1) or original(*args))
+    again = draw_curves(results, draws=4)
+    assert not calls
+    pairs = zip(*(one.curves["ap"][HM, Series("fcm-a")] for one in (first, again)), strict=True)
+    assert all(a and b and (a.accuracy == b.accuracy).all() for a, b in pairs)
+    draw_curves(results, draws=4, seed=1)
+    assert len(calls) == len(results.scores)
+    file.write_bytes(b"damaged")
+    draw_curves(results, draws=4)
+    assert len(calls) == 2 * len(results.scores)
 
 
 def test_sweeps_of_one_data_set_are_joined_and_another_truth_is_another_task(

@@ -7,16 +7,20 @@ two sides of a comparison always rest on the same pictures.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from jaxwrap.codecs.files import write_atomically
 from jaxwrap.metrics.bjontegaard import AccuracyCurve, accuracy_curve
-from jaxwrap.metrics.detection import ApResampler, average_precision
+from jaxwrap.metrics.detection import ApResampler
 from jaxwrap.metrics.tracking import TrackingScores, pooled_scores, tracking_counts, tracking_scores
 from jaxwrap.train.datasets.motchallenge import read_truth
 from jaxwrap.train.evaluate.points import Point
@@ -71,8 +75,9 @@ class Draws:
 def draw_curves(results: TaskResults, *, draws: int = DRAWS, seed: int = 0) -> Draws:
     """Draws units ``draws`` times and scores every curve on each draw.
 
-    Points that lack a sequence, or a file of predictions, take no part; nor do curves that are left with too few.
-    Raises `ValueError` where a score is not what its predictions give, or a file is damaged.
+    Points that lack a sequence, or a file of predictions, take no part; nor do curves that are left with too few. What
+    was drawn is kept in ``draws.npz`` beside the truth, for the next time. Raises `ValueError` where a score is not
+    what its predictions give, or a file is damaged.
     """
     members = results.members()
     frames = {name: row.frames for name, row in sorted(max(members.values(), key=len, default={}).items())}
@@ -82,6 +87,7 @@ def draw_curves(results: TaskResults, *, draws: int = DRAWS, seed: int = 0) -> D
     drawn = np.random.default_rng(seed).integers(0, len(units), (draws, len(units)))
     times = np.stack([np.bincount(one, minlength=len(units)) for one in drawn])  # [draw, unit]
     scorer_of = _tracks(results.truth, units) if results.kind == "tracking" else _detections(results.truth, units)
+    kept = _Kept(results.truth.parent / "draws.npz", units, draws, seed)
     at: dict[str, dict[tuple[Setting, Series], list[tuple[np.ndarray, np.ndarray]]]] = {}
     local: dict[str, np.ndarray] = {}
     for score in results.scores:
@@ -89,7 +95,9 @@ def draw_curves(results: TaskResults, *, draws: int = DRAWS, seed: int = 0) -> D
         files = {name: results.predictions[row.key] for name, row in rows.items() if row.key in results.predictions}
         if set(files) != set(frames):
             continue
-        values = {name: 100.0 * value for name, value in scorer_of(files, score)(drawn).items()}
+        if score.key not in kept.scores:
+            kept.scores[score.key] = scorer_of(files, score)(drawn)
+        values = {name: 100.0 * value for name, value in kept.scores[score.key].items()}
         if score is results.local:
             local |= values
             continue
@@ -98,6 +106,7 @@ def draw_curves(results: TaskResults, *, draws: int = DRAWS, seed: int = 0) -> D
         series = Setting(score.codec, score.config), series_of(score)
         for name, value in values.items():
             at.setdefault(name, {}).setdefault(series, []).append((rate, value))
+    kept.write()
     curves = {
         name: {series: _curves_of(points, draws) for series, points in by_series.items()}
         for name, by_series in at.items()
@@ -135,20 +144,16 @@ def _detections(path: Path, units: Sequence[Unit]) -> Callable[[Mapping[str, Pat
 
     def scorer(files: Mapping[str, Path], score: Point) -> Scorer:
         predictions = [prediction for file in files.values() for prediction in _read_json(file)]
-        has_masks = score.mask_ap is not None
-        boxes = average_precision(truth, predictions, "bbox", every)
-        whole = {"ap": boxes.ap, "ap50": boxes.ap50}
-        resampled = ApResampler(truth, predictions, "bbox", every)
-        masks = ApResampler(truth, predictions, "segm", every) if has_masks else None
-        if has_masks:
-            whole["mask_ap"] = average_precision(truth, predictions, "segm", every).ap
-        _check(whole, score, files)
+        boxes = ApResampler(truth, predictions, "bbox", every)
+        masks = None if score.mask_ap is None else ApResampler(truth, predictions, "segm", every)
 
         def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
             pictures = [[one for place in draw for one in ids[place]] for draw in drawn]
-            found = dict(zip(("ap", "ap50"), resampled.scores(pictures).T, strict=True))
+            found = dict(zip(("ap", "ap50"), boxes.scores(pictures).T, strict=True))
             return found if masks is None else found | {"mask_ap": masks.scores(pictures)[:, 0]}
 
+        whole = scores(np.arange(len(units))[None])
+        _check({name: float(value[0]) for name, value in whole.items()}, score, files)
         return scores
 
     return scorer
@@ -203,3 +208,29 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); evaluate again, or report without its folder") from error
+
+
+class _Kept:
+    """Scores of draws by the key of their pooled row, in a file; of other draws, or damaged, it is made anew."""
+
+    def __init__(self, path: Path, units: Sequence[Unit], draws: int, seed: int) -> None:
+        self._path = path
+        self._about = json.dumps([[dataclasses.astuple(unit) for unit in units], draws, seed])
+        self.scores: dict[str, dict[str, np.ndarray]] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as archive:
+            if str(archive["about"]) == self._about:
+                for name in archive.files:
+                    key, _, measure = name.partition("/")
+                    if measure:
+                        self.scores.setdefault(key, {})[measure] = archive[name]
+        self._known = set(self.scores)
+
+    def write(self) -> None:
+        """Writes what is new; where that cannot be, it is found again the next time."""
+        if set(self.scores) == self._known:
+            return
+        arrays = {f"{key}/{name}": value for key, found in self.scores.items() for name, value in found.items()}
+        content = io.BytesIO()
+        np.savez_compressed(content, about=np.array(self._about), **arrays)
+        with contextlib.suppress(OSError):
+            write_atomically(self._path, content.getvalue())
