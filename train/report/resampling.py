@@ -231,6 +231,6 @@ class _Kept:
             return
         arrays = {f"{key}/{name}": value for key, found in self.scores.items() for name, value in found.items()}
         content = io.BytesIO()
-        np.savez_compressed(content, about=np.array(self._about), **arrays)
+        np.savez_compressed(content, about=np.array(self._about), **arrays)  # type: ignore[arg-type]
         with contextlib.suppress(OSError):
             write_atomically(self._path, content.getvalue())

@@ -37,7 +37,8 @@ def write_samples(run: str, out: Path, name: str = "fcm", *, detector: Detector 
     config = wrapper.config
     detector = detector or load_detector(config.network)
     arrays: dict[str, np.ndarray] = {}
-    frames, statistics = [], []
+    frames: list[np.ndarray] = []
+    statistics: list[dict[str, np.ndarray]] = []
     for path in photograph_paths(PHOTOGRAPHS):
         features = detector.features(detector.images(next(rgb_frames(path))[None]))
         if not frames:
