@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxwrap.importance.gram import PlaneScale
     from jaxwrap.methods.plan import Method
     from jaxwrap.train.evaluate.mode import Mode
+    from jaxwrap.train.evaluate.modes import PixelMode
     from jaxwrap.train.evaluate.sweep import SweepResult
     from jaxwrap.train.fit.config import FitConfig
     from jaxwrap.train.media import Clip
@@ -75,7 +76,7 @@ def run_fit(config: FitConfig, pictures: list[Yuv420], validation: list[Yuv420],
         fit(config, pictures, validation, out, report=report)
 
 
-def standard_modes(ratios: Sequence[Fraction]) -> list[Mode]:
+def standard_modes(ratios: Sequence[Fraction]) -> list[PixelMode]:
     """The codec alone and the linear resamplers at these ratios (1 is the codec alone)."""
     from jaxwrap.train.evaluate.modes import codec_mode, linear_mode
     from jaxwrap.wrappers.resample import KINDS

@@ -27,7 +27,7 @@ from jaxwrap.importance.blocks import block_means
 from jaxwrap.importance.checks import check_independence, no_state_changes, refuse
 from jaxwrap.importance.diagonal import Diagonal, OutputShape, linearise, relative_block_error, sketched_diagonal
 from jaxwrap.importance.memory import chunk_frames, frame_sharding
-from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, output_of, root_metric
+from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, frames_of, output_of, root_metric
 from jaxwrap.importance.sketch import SketchKind, TopDct, check_sketch
 from jaxwrap.metrics.distortion import PLANE_WEIGHTS
 
@@ -207,7 +207,9 @@ def importance_map(
     size = n
     if memory_budget is not None:
         one = jax.tree.map(lambda p: jax.ShapeDtypeStruct((1, *p.shape[1:]), p.dtype), shape)
-        size = chunk_frames(function, one, root, memory_budget, n, sketch, auto, control is not None, n, devices)
+        size = chunk_frames(
+            frames_of(function, [0]), one, root, memory_budget, n, sketch, auto, control is not None, n, devices
+        )
     elif sharding is not None:
         size = -(-n // sharding.num_devices) * sharding.num_devices
     if sharding is not None:
@@ -328,7 +330,12 @@ class _Chunk:
 
     def numbers(self, numbers: Any) -> Any:
         """The chunk's part of the frames' numbers in the sequence, ``[size]``."""
-        return numbers[np.minimum(self.first + np.arange(self.size), self.n - 1)]
+        return numbers[self.places]
+
+    @property
+    def places(self) -> np.ndarray:
+        """The chunk's frames among all n, ``[size]``."""
+        return np.minimum(self.first + np.arange(self.size), self.n - 1)
 
     def offsets(self, numbers: Any) -> jax.Array:
         """What takes a frame's place among its device's frames to its number in the sequence, ``[size]``."""
@@ -374,6 +381,8 @@ def _map_chunk(
 ) -> Diagonal:
     """The map of one chunk, without its padding."""
     z, root = chunk.samples(z), chunk.weights(root)
+    if chunk.size != chunk.n:
+        function = frames_of(function, chunk.places)
     own = jax.tree.map(lambda p: jax.ShapeDtypeStruct((chunk.per_device, *p.shape[1:]), p.dtype), z)
     like = OutputShape.of(output_of(function, own))
     run = partial(linearise, function, root=root, kind=sketch, sharding=chunk.sharding)

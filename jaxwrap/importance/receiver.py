@@ -27,6 +27,29 @@ Metric = Any
 or a function from the output (as `jax.ShapeDtypeStruct`) to such a pytree, for example `yuv_metric`."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True)
+class PerFrame:
+    """Parameters of a receiver that differ from frame to frame: arrays ``[N, …]``, N as in the frames that it is given.
+
+    ``jax.tree_util.Partial(f, PerFrame(statistics))``, f(statistics, frame): whoever hands a receiver some of the
+    frames takes their part of these (`frames_of`).
+    """
+
+    values: Any
+
+
+def frames_of(function: jax.tree_util.Partial, numbers: Any) -> jax.tree_util.Partial:
+    """The receiver of the frames of these places: parts of all `PerFrame` in it, the rest as it is."""
+
+    def part(leaf: Any) -> Any:
+        if not isinstance(leaf, PerFrame):
+            return leaf
+        return PerFrame(jax.tree.map(lambda array: array[np.asarray(numbers)], leaf.values))
+
+    return jax.tree.map(part, function, is_leaf=lambda leaf: isinstance(leaf, PerFrame))
+
+
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     """A function as an argument for `jax.jit`: equal ones share compiled code.
 

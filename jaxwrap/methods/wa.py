@@ -13,7 +13,7 @@ import numpy as np
 from jaxwrap.arrays import Frame, num_frames
 from jaxwrap.codec import Weights
 from jaxwrap.importance.maps import ControlVariate, ImportanceMap, importance_map
-from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, map_prefix, output_of
+from jaxwrap.importance.receiver import Metric, Receiver, as_partial, float_dtype, frames_of, map_prefix, output_of
 from jaxwrap.importance.sketch import SketchKind, TopDct, check_sketch
 from jaxwrap.importance.weights import (
     DEFAULT_ALPHA,
@@ -162,7 +162,7 @@ class Iwa(Wa):
         part = dataclasses.replace(
             self, metric=metric_part(self.metric, receiver, own, frames, num), control=_control_of(self.control, frames)
         )
-        return self._hold(part._map(receiver, own, key, frames), places)
+        return self._hold(part._map(frames_of(as_partial(receiver), frames), own, key, frames), places)
 
 
 def take_frames(frame: Frame, numbers: Sequence[int]) -> Frame:

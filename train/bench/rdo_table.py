@@ -60,7 +60,7 @@ class Measured:
     @classmethod
     def of(cls, point: Point, receiver: str, preset: str, series: str) -> Measured:
         """A point of a sweep. Raises `ValueError` where it has no receiver SNR."""
-        if point.receiver_snr is None:
+        if point.receiver_snr is None or point.psnr_yuv is None:
             raise ValueError(f"{point.sequence}, {series}, QP {point.qp:g}: no receiver SNR, for the receiver gives 0")
         figures = (point.receiver_snr, point.psnr_yuv, point.encode_s or 0.0)
         return cls(

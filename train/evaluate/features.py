@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, Yuv400
 from jaxwrap.colour import yuv_to_rgb
-from jaxwrap.importance.receiver import Metric, apply
+from jaxwrap.importance.receiver import Metric, PerFrame, apply, as_partial
 from jaxwrap.methods import Calibrated, Fold, Fwa, Method, TaskAware, stages_of
 from jaxwrap.methods.plan import Plan
 from jaxwrap.metrics.distortion import mean_psnr
@@ -41,10 +41,10 @@ from jaxwrap.wrappers.fcm import FcmTuning, FcmWrapper
 
 @dataclasses.dataclass
 class _Reference:
-    """What the measurement of a clip needs: the network's features y, the far side, z, and r(z) once it is known."""
+    """What the measurement of a clip needs: the network's features y, the receiver r, z, and r(z) once it is known."""
 
     features: Tensors
-    post: jax.tree_util.Partial
+    receiver: jax.tree_util.Partial
     z: Frame
     restored: Tensors | None = None
 
@@ -118,8 +118,9 @@ class FeatureMode(TaskMode):
             sandwich = self.wrapper.sandwich(features)
             near: Any = sandwich.pre
             z = jax.block_until_ready(apply(jax.tree_util.Partial(_Sampled(sandwich.bit_depth), near), features))
-        post: Any = sandwich.post
-        receiver = jax.tree_util.Partial(_Received(sandwich.bit_depth), post)
+        restore = as_partial(self.wrapper.restore)
+        statistics = PerFrame(self.wrapper.statistics(features))
+        receiver = jax.tree_util.Partial(_Received(sandwich.bit_depth, self.layout), restore, statistics)
         reference = _Reference(jax.device_get(features), receiver, jax.device_get(z))
         bits = np.full(source.num_frames, self.wrapper.statistics_bits())
         return Prepared(sandwich, z, receiver, lambda: features, [reference], watch.seconds, bits)
@@ -127,9 +128,9 @@ class FeatureMode(TaskMode):
     def measure(self, source: Source, reference: _Reference, undo: Any, decoded: Frame) -> Measured:
         """See `Mode.measure`; the seconds are the wrapper's, without part 2."""
         with Stopwatch() as watch:
-            restored = jax.block_until_ready(_far_side(reference.post, undo, decoded))
+            restored = jax.block_until_ready(_far_side(reference.receiver, undo, decoded))
         if reference.restored is None:
-            reference.restored = jax.device_get(_far_side(reference.post, None, reference.z))
+            reference.restored = jax.device_get(_far_side(reference.receiver, None, reference.z))
         found = jax.device_get(restored)
         sums = {
             "feature_snr": energies(reference.features, found, self.wrapper.metric),
@@ -258,6 +259,7 @@ class _Sampled:
 @dataclasses.dataclass(frozen=True)
 class _Received:
     bit_depth: int
+    layout: TileLayout
 
-    def __call__(self, post: jax.tree_util.Partial, samples: Frame) -> Tensors:
-        return post(normalise(samples, self.bit_depth))
+    def __call__(self, restore: jax.tree_util.Partial, statistics: PerFrame, samples: Frame) -> Tensors:
+        return restore(normalise(samples, self.bit_depth), statistics.values, self.layout)
