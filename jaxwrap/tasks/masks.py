@@ -42,9 +42,9 @@ class MaskHeadConfig:
     """
 
     scales: tuple[Scale, ...]
-    width: int = 48
-    blocks: int = 3
-    fine_width: int = 24
+    width: int
+    blocks: int
+    fine_width: int
     size: int = 28
 
     def __post_init__(self) -> None:
