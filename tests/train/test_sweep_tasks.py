@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from pycocotools import mask as mask_tools
 
 from jaxwrap.arrays import Yuv400
 from jaxwrap.codec import EncodeRequest
@@ -21,6 +22,7 @@ from jaxwrap.methods import Sse, TaskWa
 from jaxwrap.metrics.detection import average_precision
 from jaxwrap.samples import normalise, to_integers
 from jaxwrap.tasks.detector import Candidates, Detector
+from jaxwrap.tasks.masks import MaskHead, MaskHeadConfig
 from jaxwrap.tasks.network import IMAGES, Network, Tensors
 from jaxwrap.tasks.pictures import PictureInput
 from jaxwrap.train.datasets.data import TaskData
@@ -28,7 +30,8 @@ from jaxwrap.train.evaluate.features import FeatureMode, LocalMode, RemoteMode
 from jaxwrap.train.evaluate.modes import codec_mode
 from jaxwrap.train.evaluate.points import read_points
 from jaxwrap.train.evaluate.pooled import ALL, TaskResult, run_task_sweep
-from jaxwrap.train.evaluate.scoring import Task
+from jaxwrap.train.evaluate.scoring import Task, Truth
+from jaxwrap.train.evaluate.sources import PictureSource
 from jaxwrap.train.evaluate.sweep import predictions_path, run_sweep
 from jaxwrap.train.runs import new_methods
 from jaxwrap.wrappers.fcm import POWERS, FcmConfig, FcmTuning, FcmWrapper, Scale
@@ -277,3 +280,19 @@ def test_a_task_aware_method_wants_a_mode_of_a_task(tmp_path: Path) -> None:
     mode = dataclasses.replace(codec_mode(), receiver=lambda frame: frame.y, receiver_hash="y")
     with pytest.raises(ValueError, match="method wa:task weighs by a task, and mode codec has none: give --task"):
         run_sweep([Clip()], [mode], [X26x("x264")], [22], [Sse(), TaskWa()], tmp_path / "out")
+
+
+def test_masks_of_a_picture_are_at_its_own_size_and_scored() -> None:
+    data = dataclasses.replace(stills(), task="segmentation")
+    source = PictureSource.of_sequence(data.sequences[1])
+    head = MaskHead(MaskHeadConfig((("stem", CELL, 3),), width=4, blocks=1, fine_width=2, size=4), rngs=nnx.Rngs(0))
+    head.logits.bias[...] = jnp.full(1, 5.0)  # every mask is its whole box
+    task = Task("segmentation", detector(), data.class_ids, head)
+    found = task.predictions(task.features(source.rgb()), source)
+    assert mask_tools.area(found[0]["segmentation"]) == 64
+    polygon = [[16, 8, 24, 8, 24, 16, 16, 16]]
+    annotation = {**data.truth["annotations"][1], "segmentation": polygon}
+    truth = {**data.truth, "images": data.truth["images"][1:2], "annotations": [annotation]}
+    scores = Truth("segmentation", truth, False).scores({"b": found})
+    assert scores == pytest.approx({"ap": 1.0, "ap50": 1.0, "mask_ap": 1.0})
+    assert task.digest != Task("detection", detector(), data.class_ids).digest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, num_frames
 from jaxwrap.codec import EncodeRequest, EncodeResult, RowWeights, Weights, intra_period
-from jaxwrap.methods.plan import Plan
+from jaxwrap.methods import Chain, stages_of
+from jaxwrap.methods.chain import WeightStage
+from jaxwrap.methods.plan import Method, Plan
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import max_sample, to_integers
 from jaxwrap.train.evaluate import rows as rows_module
@@ -34,8 +37,8 @@ time."""
 class Planned:
     """What is to be coded of one clip, in NumPy arrays and whole bits, and the seconds that it took.
 
-    ``reference``: what the mode's measurement needs. ``clipped``: of how many samples, how many lay outside the codec's
-    range.
+    ``reference``: what the mode's measurement needs. ``map_s``: the part of ``plan_s`` that made weights, if any did.
+    ``clipped``: how many samples lay outside the codec's range, and of how many.
     """
 
     plan: Plan
@@ -43,6 +46,7 @@ class Planned:
     reference: Any
     pre_s: float
     plan_s: float
+    map_s: float | None
     clipped: tuple[int, int]
 
     def request(self, request: EncodeRequest) -> EncodeRequest:
@@ -78,7 +82,7 @@ class Networks:
             values["memory_budget"] = MEMORY_BUDGET
         if "target" in fields_of(method):
             values["target"] = prepared.target()
-        method = with_fields(method, values, mode.settings_of)
+        method, weighing = _timed(with_fields(method, values, mode.settings_of))
         with Stopwatch() as watch:
             key = jax.random.key(self._settings.seed)
             plan = prepared.sandwich.plan(prepared.z, method, receiver=prepared.receiver, key=key)
@@ -101,6 +105,7 @@ class Networks:
                 prepared.references[place],
                 prepared.seconds * count / total,
                 watch.seconds * count / total,
+                None if plan.weights is None else (weighing or watch).seconds * count / total,
                 _clipped(jax.tree.map(lambda plane, part=part: plane[part], plan.z), depth),
             )
         return planned
@@ -128,13 +133,40 @@ class Networks:
             kbps=bits * source.fps / (1000.0 * count),
             bpp=bits / (count * height * width),
             encode_s=round(result.seconds, 6),
-            map_s=None if planned.plan.weights is None else round(planned.plan_s, 6),
+            map_s=None if planned.map_s is None else round(planned.map_s, 6),
             method_s=round(planned.plan_s, 6),
             wrapper_s=round(planned.pre_s + measured.seconds, 6),
             verified=bool(result.verified),
             mode_bits=row.mode.bits,
         )
         return point, measured
+
+
+class _Timed:
+    """A stage that weighs, and the seconds that it took."""
+
+    def __init__(self, stage: Method) -> None:
+        self._stage, self.seconds = stage, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def plan(self, receiver: Callable[[Frame], Any], z: Frame, key: jax.Array | None) -> Plan:
+        """That of the stage."""
+        jax.block_until_ready(z)
+        with Stopwatch() as watch:
+            plan = jax.block_until_ready(self._stage.plan(receiver, z, key))
+        self.seconds = watch.seconds
+        return plan
+
+
+def _timed(method: Method) -> tuple[Method, _Timed | None]:
+    """A chain with its stage that weighs, if any, replaced by one that takes its time; other methods as they are."""
+    for place, stage in enumerate(method.stages if isinstance(method, Chain) else ()):
+        if not isinstance(stage, WeightStage) and stage.weights_as is not None:
+            timed = _Timed(stage)
+            return Chain((*stages_of(method)[:place], timed, *stages_of(method)[place + 1 :])), timed
+    return method, None
 
 
 def _clipped(samples: Frame, bit_depth: int) -> tuple[int, int]:

@@ -26,8 +26,8 @@ class Point:
     side information, and ``mode_bits`` for telling the mode. ``kbps`` = bits · fps / (1000 · frames); ``bpp`` is per
     pixel of the original. Qualities are in dB, but ``ms_ssim`` in [0, 1]. Seconds are wall time of the whole clip,
     without compilation; ``encode_s`` of an encoder that is a program is its processor time; ``wrapper_s`` is pre- and
-    post-processor, ``method_s`` the plan, ``map_s`` the same where the plan is an importance map. ``lambda_scale``
-    multiplies the encoder's own λ.
+    post-processor (of features: reduction and restoration, without the network), ``method_s`` the plan, ``map_s`` the
+    part of it that made an encoder's weights. ``lambda_scale`` multiplies the encoder's own λ.
     ``receiver_snr`` is what coding alone costs the receiver, 10 log₁₀(‖r(z)‖²_M / ‖r(ẑ) − r(z)‖²_M) over the clip, z
     the samples before the method; empty where no network looks at them, or nothing was lost. ``feature_snr`` is what a
     network's features lose on the whole way, 10 log₁₀(‖y‖²_M / ‖ŷ − y‖²_M), y being its own and ŷ those behind the

@@ -91,11 +91,18 @@ class Task:
             return [[_short(v) for v in row] for row in tracking.track(pictures, source.fps).tolist()]
         masks = None
         if self.masks is not None:
-            logits = np.asarray(masks_for(self.masks, features, found.boxes))
-            inside = self.detector.to_original(found, source.size)
-            masks = [paste_masks(grid, box, source.size) for grid, box in zip(logits, inside, strict=True)]
+            look = partial(_masks, self.masks)
+            logits = np.asarray(in_chunks(look, (dict(features), found.boxes), FRAMES_PER_CALL))
+            (height, width), (inner_height, inner_width) = source.size, self.detector.expects.size_in(*source.size)
+            # Not clipped to the picture, unlike the boxes that are given out: the grid is of the whole box.
+            whole = np.asarray(found.boxes) * np.float32([width / inner_width, height / inner_height] * 2)
+            masks = [paste_masks(grid, own, source.size) for grid, own in zip(logits, whole, strict=True)]
         results = detection.results_of(boxes, scores, classes, source.image_ids, self.class_ids, masks)
         return [{**r, "bbox": [_short(v) for v in r["bbox"]], "score": _short(r["score"], 7)} for r in results]
+
+
+def _masks(head: MaskHead, both: tuple[Tensors, Any]) -> Any:
+    return masks_for(head, *both)
 
 
 def _short(value: float, digits: int = 3) -> float:
