@@ -53,13 +53,16 @@ class Pictures:
         self._modes: dict[str, str] = {}
         self._traced: set[str] = set()
         self._keys: set[str] = set()
+        self._first: set[str] = set()
         for codec in {id(row.codec): row.codec for row in same}.values():
             modes = [row.mode.name for row in same if row.codec is codec]
             mode = max(modes, key=modes.count)
             tells = modes.count(mode) > 1 and _tells_units(codec, first.mode.coded_size(first.source.size))
             if modes.count(mode) > 1 and (codec is first.codec or tells):
                 self._modes[codec.name] = mode
-                self._keys |= {row.key for row in same if row.codec is codec and row.mode.name == mode}
+                keys = [row.key for row in same if row.codec is codec and row.mode.name == mode]
+                self._keys |= {*keys}
+                self._first.add(keys[0])
             if tells:
                 self._traced.add(codec.name)
         if self._keys == _keys_of_pictures(path):
@@ -86,7 +89,8 @@ class Pictures:
         self._arrays["about"] = np.array(canonical_json(about))
         source = jax.tree.map(lambda plane: np.asarray(plane)[:1], row.source.samples)
         self._arrays["source"] = yuv_to_rgb(source, bit_depth=BIT_DEPTH)[0]
-        self._arrays.setdefault(f"{codec}/coded", np.asarray(planned.plan.z.y)[0])
+        if row.key in self._first or f"{codec}/coded" not in self._arrays:  # whichever method was encoded first
+            self._arrays[f"{codec}/coded"] = np.asarray(planned.plan.z.y)[0]
         self._arrays[f"{codec}/bits/{method}"] = np.array([int(np.asarray(result.bits)[0]), bits])
         if planned.plan.weights is not None:
             self._arrays[f"{codec}/weights/{method}"] = _of_luma(planned.plan.weights)
