@@ -113,23 +113,38 @@ def _check_fitting(what: str, **given: object) -> None:
 @app.command(
     help="""Trains a wrapper through the proxy codec, and resumes where it stopped.
 
-    PRESET is smoke (a minute, no data needed), pilot (the shipped checkpoints) or full (SNW's sizes, for a GPU).
-    OVERRIDES are KEY=VALUE words: data=DIR,DIR (pictures, clips, folders), validation=…, mode=pair|post,
-    ratio=1|2/3|1/2|1/4, steps, batch, crop, learning_rate, lmbda, bit_depth=8|10, step_jitter, rate_refresh,
-    dtype=float32|bfloat16, init=FILE, seed, … . The folder keeps config.json, log.csv, states/ (to resume),
-    best.wrapper.npz and last.wrapper.npz.
+    PRESET of wrappers of pictures: smoke (a minute, no data needed), pilot (the shipped checkpoints) or full (SNW's
+    sizes, for a GPU). OVERRIDES are KEY=VALUE words: data=DIR,DIR (pictures, clips, folders), validation=…,
+    mode=pair|post, ratio=1|2/3|1/2|1/4, steps, batch, crop, learning_rate, lmbda, bit_depth=8|10, step_jitter,
+    rate_refresh, dtype=float32|bfloat16, init=FILE, seed, … .
+
+    PRESET of wrappers of features: fcm-yolox-nano or fcm-yolo-fastestv2, with --data COCO_DIR (its train2017) and the
+    detector's weights in the folder that JAXWRAP_NETWORKS names, or weights=FILE. OVERRIDES: latent_channels,
+    latent_stride, width, blocks, split=LAYER, statistics=none|picture, transform=none|klt, start=principal|random,
+    task, idempotence, decorrelation, lmbda, qp_low, qp_high, members='lmbda=0.5:1;width=64:128;seed=0:1' (all in one
+    vmapped job), steps, batch, … .
+
+    The folder keeps config.json, log.csv, states/ (to resume) and best.wrapper.npz.
     """
 )
 def train(
-    preset: Annotated[str, typer.Argument(help="smoke, pilot or full")],
+    preset: Annotated[str, typer.Argument(help="smoke, pilot, full, fcm-yolox-nano or fcm-yolo-fastestv2")],
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE …")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of this run. Default: runs/PRESET-MODE-RATIO.")] = None,
+    data: Annotated[str | None, typer.Option(help="Pictures to train on; the same as data=.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of this run. Default: runs/PRESET….")] = None,
 ) -> None:
     """Trains a wrapper."""
     from jaxwrap.train.fit import config as configs
+    from jaxwrap.train.fit import fcm_config
     from jaxwrap.train.pictures import training_pictures
 
-    config = configs.override(configs.preset(preset), overrides or [])
+    words = [*(overrides or []), *([] if data is None else [f"data={data}"])]
+    if preset in fcm_config.PRESETS:
+        from jaxwrap.train.fit.fcm_terminal import run_fit_fcm
+
+        run_fit_fcm(configs.override(fcm_config.PRESETS[preset], words), out or Path("runs") / preset)
+        return
+    config = configs.override(configs.preset(preset, more=fcm_config.PRESETS), words)
     out = out or Path("runs") / f"{preset}-{config.mode}-{config.ratio.replace('/', 'of')}"
     pictures, validation, unreadable = training_pictures(config)
     warn_unreadable(unreadable)
@@ -210,6 +225,11 @@ def importance(
     hm and jm are found by JAXWRAP_HM and JAXWRAP_JM or on PATH, vtm and vvenc likewise (jaxwrap doctor). Weights inside
     RDO and scales of λ are for patched ones (jaxwrap patch); an encoder that does not take them runs sse only.
 
+    With --task the runs are wrappers of a network's features (jaxwrap train fcm-…), the input is a data set, and
+    quality is what the network finds: scores.csv, predictions/ and truth beside the rest. Compared with remote (the
+    pictures coded, the network behind) and local inference; fwa, calibrated and fold take the run's own constants, and
+    wa:task, iwa:task map what its task ranks by.
+
     What fails is set aside, its log in OUT/failed, and left alone until --retry-failed. Past one machine: --scheduler
     ADDRESS of a Dask cluster (on Slurm: dask_jobqueue.SLURMCluster, or srun dask worker --nthreads 1) encodes there,
     each worker with encoders of the same build; results are the same.
@@ -225,11 +245,6 @@ def evaluate(
     ] = None,
     receiver_input: Annotated[str, typer.Option(help="What that network is fed: yolox or imagenet.")] = "yolox",
     codec: Annotated[str, typer.Option(help="Comma-separated: x264, x265, hm, jm, vtm, vvenc.")] = "x264,x265",
-    With --task the runs are wrappers of a network's features (jaxwrap train fcm-…), the input is a data set, and
-    quality is what the network finds: scores.csv, predictions/ and truth beside the rest. Compared with remote (the
-    pictures coded, the network behind) and local inference; fwa, calibrated and fold take the run's own constants, and
-    wa:task, iwa:task map what its task ranks by.
-
     methods: Annotated[
         str,
         typer.Option(
@@ -265,6 +280,16 @@ def evaluate(
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     seed: Annotated[int, typer.Option(help="Of the sketches.")] = 0,
+    task: Annotated[str | None, typer.Option(help="detection, segmentation or tracking.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Of the input: COCO JSON, or a MOTChallenge sequence. Default: its own.")
+    ] = None,
+    crowd: Annotated[Path | None, typer.Option(help="COCO JSON of regions that are neither right nor wrong.")] = None,
+    truth: Annotated[str, typer.Option(help="true: annotations. pseudo: what is found on the originals.")] = "true",
+    baselines: Annotated[str, typer.Option(help="Comma-separated, may be empty: remote, local.")] = "remote,local",
+    network: Annotated[Path | None, typer.Option(help="Weights. Default: found in JAXWRAP_NETWORKS.")] = None,
+    network_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of its input. Default: its own.")] = None,
+    mask_head: Annotated[str | None, typer.Option(help="Of segmentation: file, folder or shipped name.")] = None,
 ) -> None:
     """Runs a sweep and its report."""
     from jaxwrap.train.evaluate.modes import codec_mode, mode_of
@@ -298,16 +323,6 @@ def evaluate(
         mask_head=mask_head, truth=None if truth == "true" else truth,
     )  # fmt: skip
     clips, unreadable = open_clips(input, max_frames=max_frames)
-    task: Annotated[str | None, typer.Option(help="detection, segmentation or tracking.")] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="Of the input: COCO JSON, or a MOTChallenge sequence. Default: its own.")
-    ] = None,
-    crowd: Annotated[Path | None, typer.Option(help="COCO JSON of regions that are neither right nor wrong.")] = None,
-    truth: Annotated[str, typer.Option(help="true: annotations. pseudo: what is found on the originals.")] = "true",
-    baselines: Annotated[str, typer.Option(help="Comma-separated, may be empty: remote, local.")] = "remote,local",
-    network: Annotated[Path | None, typer.Option(help="Weights. Default: found in JAXWRAP_NETWORKS.")] = None,
-    network_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of its input. Default: its own.")] = None,
-    mask_head: Annotated[str | None, typer.Option(help="Of segmentation: file, folder or shipped name.")] = None,
     names = run or ([] if receiver else ["post-1of2", "pair-1of2"])
     networks = [load_wrapper(name)[0] for name in names]
     alone = codec_mode() if receiver is None else parse_receiver(receiver, receiver_input)
@@ -390,6 +405,36 @@ def report(
     out = out or (first if first.is_dir() else first.parent) / "report.html"
     console.print(bd_rich_table(write_report(results, out)))
     console.print(f"report: {out}", soft_wrap=True)
+
+
+@app.command(
+    help="""Prints a paper's published tables beside ours, with every difference in conditions.
+
+    PAPER is wa (WA-RDO); RESULTS are folders that `jaxwrap evaluate --task …` wrote. --tables writes the small files
+    that notebook 04 reads, and with --run what that wrapper sends of scikit-image's photographs.
+    """
+)
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="wa")],
+    results: Annotated[list[Path], typer.Argument(help="Folders with scores.csv.")],
+    tables: Annotated[Path | None, typer.Option(help="Folder of the condensed tables, such as notebooks/data.")] = None,
+    run: Annotated[str | None, typer.Option("--run", "-r", help="Feature wrapper, for --tables.")] = None,
+) -> None:
+    """Prints tables, and writes condensed ones."""
+    from jaxwrap.train.reproduce.samples import write_samples
+    from jaxwrap.train.reproduce.tables import write_tables
+    from jaxwrap.train.reproduce.wa import read_ours, shown_beside
+
+    if paper != "wa":
+        raise ValueError(f"paper {paper!r} was given; known: wa")
+    if run is not None and tables is None:
+        raise ValueError("--run goes with --tables: name the folder that its file is written to")
+    ours = read_ours(results)
+    console.print(shown_beside(ours))
+    if tables is not None:
+        written = write_tables(ours, results, tables) + ([] if run is None else [write_samples(run, tables)])
+        for path in written:
+            console.print(literal(path), highlight=False, soft_wrap=True)
 
 
 @app.command(

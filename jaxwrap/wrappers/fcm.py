@@ -1,4 +1,4 @@
-"""Wrappers of feature coding for machines (FCM): features of several scales ↔ one packed frame (WA-RDO section 1, figure 1).
+"""Wrappers of feature coding for machines (FCM): features of several scales ↔ one packed frame (WA-RDO, figure 1).
 
     features y, a map per scale ─► reduce ─► latents [N, h, w, C] at one stride ─► packed frame ─► codec
                                                        restored features ŷ ◄─ restore ◄─ unpack ◄──┘
@@ -24,7 +24,7 @@ from flax import nnx
 
 from jaxwrap.arrays import Array, Frame, Yuv400
 from jaxwrap.importance.gram import ChannelTransform, channel_transform
-from jaxwrap.packing import TileLayout, pack, spread, unpack
+from jaxwrap.packing import TileLayout, from_tiles, pack, spread, to_tiles, unpack
 from jaxwrap.pipeline import Sandwich
 from jaxwrap.samples import max_sample
 from jaxwrap.wrappers.blocks import ACTIVATIONS, check_activation, depth_to_space, depthwise, space_to_depth
@@ -156,10 +156,10 @@ def _row(parameter: Any) -> jax.Array:
 class FcmWrapper(nnx.Module):
     """Reducing and restoring network of one detector's features.
 
-    ``feature_mean`` ``[channels]`` and ``feature_rms`` ``[1]`` per scale are constants of the training features (mean per
-    channel; root of the mean square of the scale), by which networks and metric are normalised. ``transform`` ``[C, C]``
-    with inverse ``restoring_transform`` acts on the latents of every position, last before packing and first after
-    unpacking: the identity, or a KLT that training estimates as it goes; `folded` moves it into the layers.
+    ``feature_mean`` ``[channels]`` and ``feature_rms`` ``[1]`` per scale are constants of the training features (mean
+    per channel; root of the mean square of the scale), by which networks and metric are normalised. ``transform``
+    ``[C, C]`` with inverse ``restoring_transform`` acts on the latents of every position, last before packing and first
+    after unpacking: the identity, or a KLT that training estimates as it goes; `folded` moves it into the layers.
     """
 
     def __init__(self, config: FcmConfig, *, rngs: nnx.Rngs):
@@ -364,8 +364,8 @@ class FcmTuning:
     """What allocation methods freeze for one wrapper, from training pictures; float64, per latent channel, so that it
     serves pictures of any size.
 
-    ``mean`` ``[C]`` and ``covariance`` ``[C, C]`` of the packed samples; ``gram`` ``[C, C]``, mean over positions of the
-    channels' Gram of J, sketched (its diagonal is the frozen importance map, one weight per channel);
+    ``mean`` ``[C]`` and ``covariance`` ``[C, C]`` of the packed samples; ``gram`` ``[C, C]``, mean over positions of
+    the channels' Gram of J, sketched (its diagonal is the frozen importance map, one weight per channel);
     ``calibrated_weights`` ``[C]``, from an encoder's own errors at a middle QP. ``matrices``, ``scales``, ``offsets``:
     A, s and the offsets of `ChannelTransform` for each power of `POWERS`, in this order, fitted to the codec's range.
     """
@@ -379,12 +379,13 @@ class FcmTuning:
     offsets: np.ndarray
 
     def fwa(self, layout: TileLayout) -> Yuv400:
-        """The frozen map h of FWA (WA-RDO section 3), constant on each tile: one raw map for frames of this layout."""
-        return spread(np.diag(self.gram)[None].astype(np.float32), layout)
+        """The frozen map h of FWA (WA-RDO section 3), constant on each tile and 0 in its padding, which no receiver
+        sees: one raw map for frames of this layout."""
+        return _on_tiles(np.diag(self.gram), layout)
 
     def calibrated(self, layout: TileLayout) -> Yuv400:
         """The calibrated weights, one per tile, likewise."""
-        return spread(np.maximum(self.calibrated_weights, 0.0)[None].astype(np.float32), layout)
+        return _on_tiles(np.maximum(self.calibrated_weights, 0.0), layout)
 
     def fold(self, layout: TileLayout, power: float = 0.25) -> ChannelTransform:
         """KLT after G^power of the latents' channels. Raises `ValueError` for a power that was not prepared."""
@@ -399,6 +400,13 @@ class FcmTuning:
         """Largest over smallest eigenvalue of the latents' covariance: what a codec cannot see between tiles."""
         values = np.linalg.eigvalsh(self.covariance)
         return float(values[-1] / max(values[0], values[-1] * 1e-12))
+
+
+def _on_tiles(values: np.ndarray, layout: TileLayout) -> Yuv400:
+    tiles = to_tiles(spread(values[None].astype(np.float32), layout), layout).copy()
+    tiles[:, layout.height :] = 0.0
+    tiles[:, :, layout.width :] = 0.0
+    return from_tiles(tiles, layout)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -113,17 +114,22 @@ PRESETS: dict[str, FitConfig] = {
 }
 
 
-def preset(name: str) -> FitConfig:
-    """The named preset. Raises `ValueError` listing the valid names."""
+_BOOLEANS = {"true": True, "false": False}
+
+Config = typing.TypeVar("Config")
+
+
+def preset(name: str, *, more: Iterable[str] = ()) -> FitConfig:
+    """The named preset. Raises `ValueError` listing the valid names, and those of ``more`` kinds of runs."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; valid: {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; valid: {', '.join((*PRESETS, *more))}")
     return PRESETS[name]
 
 
-def override(config: FitConfig, assignments: list[str]) -> FitConfig:
-    """Applies ``key=value`` words. Raises `ValueError` naming the unknown key or the value that does not fit its
-    type."""
-    types = typing.get_type_hints(FitConfig)
+def override(config: Config, assignments: list[str]) -> Config:
+    """Applies ``key=value`` words to a configuration of any kind of run. Raises `ValueError` naming the unknown key or
+    the value that does not fit its type."""
+    types = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for word in assignments:
         name, equals, value = word.partition("=")
@@ -133,9 +139,14 @@ def override(config: FitConfig, assignments: list[str]) -> FitConfig:
             near = difflib.get_close_matches(name, types, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(f"unknown key {name!r}{hint}; valid: {', '.join(types)}")
+        if types[name] is bool:
+            if value.lower() not in _BOOLEANS:
+                raise ValueError(f"{name}={value!r}: wanted true or false")
+            changes[name] = _BOOLEANS[value.lower()]
+            continue
         kind = types[name] if types[name] in (int, float) else str
         try:
             changes[name] = kind(value)
         except ValueError:
             raise ValueError(f"{name}={value!r}: wanted {kind.__name__}") from None
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]

@@ -100,15 +100,12 @@ def fit_fcm(
                 cost = float(values.cost[i])
                 if not np.isfinite(cost):
                     raise FloatingPointError(f"the validation cost of {member.name} is {cost}; lower learning_rate")
-                log.write(
-                    {
-                        "step": int(state.step),
-                        "member": member.name,
-                        "validation_loss": cost,
-                        "validation_snr": float(values.feature_snr[i]),
-                        "validation_bits": float(values.bits_per_position[i]),
-                    }  # fmt: skip
-                )
+                row = {
+                    "validation_loss": cost,
+                    "validation_snr": float(values.feature_snr[i]),
+                    "validation_bits": float(values.bits_per_position[i]),
+                }
+                log.write({"step": int(state.step), "member": member.name, **row})
                 if cost < best[i]:
                     best[i] = cost
                     wrapper = _member(structure, jax.device_get(state.params), i, member)

@@ -52,7 +52,9 @@ def tune(wrapper: FcmWrapper, training: FeatureSet, *, seed: int = 0) -> FcmTuni
             decoded = codec.encode(jax.device_get(z), EncodeRequest(CALIBRATION_QP, bit_depth=depth)).decoded
             q = jax.tree.map(lambda a, b: jnp.asarray(a, jnp.float32) - b, decoded, z)
             calibration.update(receiver, z, q, metric=metric)
-    assert moments is not None and gram is not None and calibration is not None
+    assert moments is not None
+    assert gram is not None
+    assert calibration is not None
     frames = Yuv400(np.concatenate(samples))
     transforms = [klt_gram(moments, gram.gram(), power).fitted(frames, depth) for power in POWERS]
     weights = calibration.map()

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Log:
             rows = [row for row in csv.DictReader(file) if row["member"] == member and row["validation_loss"]]
         return min((float(row["validation_loss"]) for row in rows), default=float("inf"))
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         """Appends and flushes."""
         new = not self._path.exists()
         with self._path.open("a", newline="") as file:
