@@ -12,6 +12,7 @@ All stages but the scaling of pictures run at one shape, that of the network's i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,13 +145,21 @@ class FeatureMode(TaskMode):
         values: dict[str, Any] = {"metric": self.wrapper.metric, "bit_depth": self.wrapper.config.bit_depth}
         if isinstance(stage, TaskAware):
             values |= {"metric": None, "head": ranking_head(self.task.detector)}
-        if self.tuning is not None and isinstance(stage, Calibrated) and stage.map is None:
-            values["map"] = self.tuning.calibrated(self.layout)
-        elif self.tuning is not None and isinstance(stage, Fwa) and stage.map is None:
-            values["map"] = self.tuning.fwa(self.layout)
-        elif self.tuning is not None and isinstance(stage, Fold) and stage.transform is None:
-            values["transform"] = self.tuning.fold(self.layout)
+        if isinstance(stage, Calibrated) and stage.map is None:
+            values["map"] = self._constants.get("calibrated")
+        elif isinstance(stage, Fwa) and stage.map is None:
+            values["map"] = self._constants.get("fwa")
+        elif isinstance(stage, Fold) and stage.transform is None:
+            values["transform"] = self._constants.get("fold")
         return values
+
+    @functools.cached_property
+    def _constants(self) -> dict[str, Any]:
+        """Made once: programs that a transform's methods are constants of are compiled once for each object."""
+        if self.tuning is None:
+            return {}
+        tuning, layout = self.tuning, self.layout
+        return {"calibrated": tuning.calibrated(layout), "fwa": tuning.fwa(layout), "fold": tuning.fold(layout)}
 
     def check_method(self, method: Method) -> None:
         """Raises `ValueError` where the wrapper lacks the constants that a method wants."""
