@@ -53,9 +53,10 @@ class FcmState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FcmMetrics:
-    """Of one step and one member: loss, cost = mean of 10 log₁₀(D + λ Δ² R) over pictures in dB (what validation
-    compares, since a balanced loss has no level), feature SNR in dB (of the mean errors), bits per position of the
-    latents, the task's error, share of latents outside [−1, 1], norm of the gradient."""
+    """Of one step and one member: loss; cost, the mean of 10 log₁₀(D + λ Δ² R) over pictures and the task's error in dB
+    times its weight (what validation compares, since a balanced loss has no level); feature SNR in dB (of the mean
+    errors); bits per position of the latents; the task's error (1 where there is no task); share of latents outside
+    [−1, 1]; norm of the gradient."""
 
     loss: jax.Array
     cost: jax.Array
@@ -75,14 +76,14 @@ def optimiser(config: FcmFitConfig) -> optax.GradientTransformation:
 
 
 def task_error(task: Task, received: dict[str, jax.Array], wanted: dict[str, jax.Array]) -> jax.Array:
-    """``[N]``: squared errors of all anchors' scores, and of their boxes in parts of the box's size weighted by the
-    score, relative to the squared scores. Boxes of anchors that find nothing count nothing."""
+    """Squared errors of all anchors' scores, and of their boxes in parts of the box's size weighted by the score, over
+    the squared scores of the batch: crops in which nothing is found weigh nothing, nor do boxes of empty anchors."""
     boxes, scores, _ = task(received)
     boxes_wanted, scores_wanted, _ = jax.lax.stop_gradient(task(wanted))
     size = jnp.maximum(boxes_wanted[..., 2:] - boxes_wanted[..., :2], 1.0)
     moved = jnp.sum(jnp.square((boxes - boxes_wanted) / jnp.concatenate([size, size], axis=-1)), axis=-1)
     errors = jnp.square(scores - scores_wanted) + jnp.square(scores_wanted) * jnp.minimum(moved, 1.0)
-    return jnp.sum(errors, axis=-1) / (jnp.sum(jnp.square(scores_wanted), axis=-1) + 1e-2)
+    return jnp.sum(errors) / (jnp.sum(jnp.square(scores_wanted)) + 1e-2)
 
 
 def with_parameters(wrapper: FcmWrapper, params: Any) -> FcmWrapper:
@@ -125,11 +126,10 @@ def make_loss(structure: FcmWrapper, config: FcmFitConfig, task: Task | None) ->
         rate = lmbda * LAMBDA_OF_STEP * jnp.square(steps / gain) * bits
         share = jax.lax.stop_gradient(distortion) if config.balanced else jnp.float32(1.0)
         total = jnp.mean((distortion + rate) / share)
-        task_loss = jnp.float32(0.0)
+        task_loss = jnp.float32(1.0)
         if task is not None:
-            errors = task_error(task, restored, features)
-            task_loss = jnp.mean(errors)
-            total = total + config.task * jnp.mean(errors / jax.lax.stop_gradient(errors + 1e-3))
+            task_loss = task_error(task, restored, features)
+            total = total + config.task * task_loss / jax.lax.stop_gradient(task_loss)
         if config.idempotence:
             again = wrapper.reduce(restored, statistics)
             moved = jnp.mean(jnp.square(again.y - received.y)) / jnp.mean(jnp.square(jax.lax.stop_gradient(received.y)))
@@ -145,7 +145,7 @@ def make_loss(structure: FcmWrapper, config: FcmFitConfig, task: Task | None) ->
         signal = jnp.mean(energy(features))
         metrics = FcmMetrics(
             total,
-            10.0 / np.log(10.0) * jnp.mean(jnp.log(distortion + rate)),
+            10.0 / np.log(10.0) * (jnp.mean(jnp.log(distortion + rate)) + config.task * jnp.log(task_loss + 1e-9)),
             10.0 / np.log(10.0) * jnp.log(signal / jnp.mean(distortion)),
             jnp.mean(bits),
             task_loss,
