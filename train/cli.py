@@ -124,18 +124,22 @@ def _check_fitting(what: str, **given: object) -> None:
     task, idempotence, decorrelation, lmbda, qp_low, qp_high, members='lmbda=0.5:1;width=64:128;seed=0:1' (all in one
     vmapped job), steps, batch, … .
 
-    The folder keeps config.json, log.csv, states/ (to resume) and best.wrapper.npz.
+    PRESET mask-yolox-nano: a mask head on the frozen features, for --task segmentation, with --data COCO_DIR.
+
+    The folder keeps config.json, log.csv, states/ (to resume) and best.wrapper.npz (best.head.npz of a mask head).
     """
 )
 def train(
-    preset: Annotated[str, typer.Argument(help="smoke, pilot, full, fcm-yolox-nano or fcm-yolo-fastestv2")],
+    preset: Annotated[
+        str, typer.Argument(help="smoke, pilot, full, fcm-yolox-nano, fcm-yolo-fastestv2 or mask-yolox-nano")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE …")] = None,
     data: Annotated[str | None, typer.Option(help="Pictures to train on; the same as data=.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of this run. Default: runs/PRESET….")] = None,
 ) -> None:
     """Trains a wrapper."""
     from jaxwrap.train.fit import config as configs
-    from jaxwrap.train.fit import fcm_config
+    from jaxwrap.train.fit import fcm_config, masks
     from jaxwrap.train.pictures import training_pictures
 
     words = [*(overrides or []), *([] if data is None else [f"data={data}"])]
@@ -144,7 +148,12 @@ def train(
 
         run_fit_fcm(configs.override(fcm_config.PRESETS[preset], words), out or Path("runs") / preset)
         return
-    config = configs.override(configs.preset(preset, more=fcm_config.PRESETS), words)
+    if preset in masks.PRESETS:
+        from jaxwrap.train.fit.masks_terminal import run_fit_masks
+
+        run_fit_masks(configs.override(masks.PRESETS[preset], words), out or Path("runs") / preset)
+        return
+    config = configs.override(configs.preset(preset, more=(*fcm_config.PRESETS, *masks.PRESETS)), words)
     out = out or Path("runs") / f"{preset}-{config.mode}-{config.ratio.replace('/', 'of')}"
     pictures, validation, unreadable = training_pictures(config)
     warn_unreadable(unreadable)

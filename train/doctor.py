@@ -15,6 +15,7 @@ from jaxwrap.codecs.reference.jm import Jm
 from jaxwrap.codecs.reference.patched import PatchedEncoder
 from jaxwrap.codecs.reference.vtm import Vtm
 from jaxwrap.codecs.reference.vvenc import Vvenc
+from jaxwrap.train.networks import FOLDER_VARIABLE, find_weights
 
 PACKAGES = ("jaxwrap", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av", "pillow", "bjontegaard")
 
@@ -34,6 +35,11 @@ def examine() -> list[tuple[str, str, str]]:
     rows += [("package", name, version_of(name)) for name in PACKAGES]
     rows += [("encoder", name, finding) for name, finding in _library_encoders()]
     rows += [("encoder", encoder.name, _finding(encoder)) for encoder in (Hm(), Jm(), Vtm(), Vvenc())]
+    rows += [
+        ("network", name, str(path or f"no weights found; {FOLDER_VARIABLE} names a folder to search"))
+        for name, path in find_weights().items()
+    ]
+    rows.append(("tracking", "trackers", _tracker()))
     return rows
 
 
@@ -50,6 +56,14 @@ def _finding(encoder: ReferenceEncoder) -> str:
     except ValueError as error:
         return f"{found}; {error}"
     return found
+
+
+def _tracker() -> str:
+    try:
+        import trackers  # noqa: F401
+    except ImportError as error:  # the package, or libGL, which its OpenCV wants
+        return f"does not load ({error}); pip install 'jaxwrap[tracking]'"
+    return version_of("trackers")
 
 
 def _library_encoders() -> list[tuple[str, str]]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from jaxwrap.tasks import yolo_fastest, yolox
+from jaxwrap.tasks import rcnn, torchvision_keys, yolo_fastest, yolox
 from jaxwrap.tasks.detector import Detector
 from jaxwrap.train.onnx_models import read_onnx
+from jaxwrap.train.state_dicts import read_state_dict
 
 FOLDER_VARIABLE = "JAXWRAP_NETWORKS"
 """Environment variable: a folder that is searched, with all folders in it, for networks' files."""
@@ -24,18 +22,22 @@ def _yolox_nano(path: Path, digest: str) -> Detector:
 
 
 def _yolo_fastest(path: Path, digest: str) -> Detector:
-    try:
-        with path.open("rb") as opened, np.load(opened) as file:  # np.load leaves a damaged file open
-            arrays = {**file}
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"not a sound npz file ({error}): fetch it again") from error
-    network = yolo_fastest.yolo_fastest_from_arrays(arrays)
+    network = yolo_fastest.yolo_fastest_from_arrays(read_state_dict(path))
     return Detector("yolo-fastestv2", network, yolo_fastest.INPUT, "C3", yolo_fastest.decode, digest)
+
+
+def _region(config: rcnn.RegionConfig) -> Callable[[Path, str], Detector]:
+    def build(path: Path, digest: str) -> Detector:
+        return rcnn.faster_rcnn(torchvision_keys.region_network(read_state_dict(path), config), digest)
+
+    return build
 
 
 _DETECTORS: dict[str, tuple[str, Callable[[Path, str], Detector]]] = {
     "yolox-nano": ("yolox_nano.onnx", _yolox_nano),
     "yolo-fastestv2": ("yolo-fastestv2.npz", _yolo_fastest),
+    "faster-rcnn": ("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", _region(rcnn.FASTER_RCNN)),
+    "mask-rcnn": ("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", _region(rcnn.MASK_RCNN)),
 }
 
 DETECTORS: tuple[str, ...] = tuple(_DETECTORS)
@@ -60,6 +62,17 @@ def load_detector(name: str, path: str | Path | None = None) -> Detector:
         return build(found, digest)
     except ValueError as error:
         raise ValueError(f"{found}: {error}") from error
+
+
+def find_weights() -> dict[str, Path | None]:
+    """By detector, the weights file that `load_detector` would read; None where there is none."""
+    found: dict[str, Path | None] = {}
+    for name, (file_name, _) in _DETECTORS.items():
+        try:
+            found[name] = _find(name, file_name)
+        except FileNotFoundError:
+            found[name] = None
+    return found
 
 
 def _find(name: str, file_name: str) -> Path:

@@ -1,1 +1,2 @@
-"""What is measured on decoded frames: ``distortion``, ``bjontegaard``."""
+"""What is measured: ``distortion``, ``detection`` and ``tracking`` of what arrives, ``bjontegaard`` of curves,
+``complexity`` of networks."""
