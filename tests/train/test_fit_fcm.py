@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxwrap.parameters import named_parameters
+from jaxwrap.train.fit.checkpoints import shipped_wrappers
 from jaxwrap.train.fit.config import override
 from jaxwrap.train.fit.fcm_checkpoints import is_fcm, load_fcm
 from jaxwrap.train.fit.fcm_config import PRESETS, FcmFitConfig, Member
@@ -175,3 +176,14 @@ def test_folders_without_pictures_and_files_that_are_no_wrapper_are_named(tmp_pa
     with pytest.raises(ValueError, match="not a feature wrapper"):
         load_fcm("pair-1of2")
     assert not is_fcm("pair-1of2")
+
+
+def test_shipped_wrappers_load_with_their_constants_and_are_small():
+    shipped = {name: file for name, file in shipped_wrappers().items() if is_fcm(file)}
+    assert {"fcm-yolox-nano", "fcm-yolo-fastestv2"} <= set(shipped)
+    for name in shipped:
+        wrapper, tuning, notes = load_fcm(name)
+        assert wrapper.config.sample_ratio <= 0.25
+        assert tuning is not None
+        assert notes["trained_with"]["data"] == "coco/train2017"
+    assert sum(file.stat().st_size for file in shipped_wrappers().values()) < 5_000_000

@@ -232,3 +232,19 @@ def bench_rdo(
         seed=seed,
     )
     _keep(figures, json)
+
+
+@bench.command(
+    "fcm", help="Feature wrappers without a codec: sample ratio, feature SNR, AP lost, spread of the latents."
+)
+def bench_fcm(
+    run: Annotated[list[str], typer.Option("--run", "-r", help="Folders, files or shipped names. Repeatable.")],
+    input: Annotated[list[Path], typer.Option("--input", "-i", help="Folder of pictures.")],
+    annotations: Annotated[Path, typer.Option(help="Their COCO file.")],
+    network: Annotated[Path | None, typer.Option(help="Weights. Default: found in JAXWRAP_NETWORKS.")] = None,
+    json: Json = None,
+) -> None:
+    """Measures feature wrappers."""
+    from jaxwrap.train.bench import fcm
+
+    _keep(fcm.run(run, input, annotations, network=network), json)
