@@ -95,7 +95,7 @@ class Task:
             logits = np.asarray(in_chunks(look, (dict(features), found.boxes), FRAMES_PER_CALL))
             (height, width), (inner_height, inner_width) = source.size, self.detector.expects.size_in(*source.size)
             # Not clipped to the picture, unlike the boxes that are given out: the grid is of the whole box.
-            whole = np.asarray(found.boxes) * np.float32([width / inner_width, height / inner_height] * 2)
+            whole = np.asarray(found.boxes) * np.array([width / inner_width, height / inner_height] * 2, np.float32)
             masks = [paste_masks(grid, own, source.size) for grid, own in zip(logits, whole, strict=True)]
         results = detection.results_of(boxes, scores, classes, source.image_ids, self.class_ids, masks)
         return [{**r, "bbox": [_short(v) for v in r["bbox"]], "score": _short(r["score"], 7)} for r in results]
@@ -121,8 +121,10 @@ class Truth:
     @property
     def digest(self) -> str:
         """Identifies it."""
-        listed = {name: np.asarray(r).tolist() for name, r in self.content.items()}
-        return point_key({"kind": self.kind, "truth": listed if self.kind == "tracking" else self.content})
+        content = self.content
+        if self.kind == "tracking":
+            content = {name: rows.tolist() for name, rows in content.items()}
+        return point_key({"kind": self.kind, "truth": content})
 
     def scores(self, predictions: Mapping[str, list[Any]]) -> dict[str, float]:
         """Columns of a `Point` for a data set: ``predictions`` by the names of its sequences."""
