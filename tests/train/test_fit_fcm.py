@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jaxwrap.parameters import named_parameters
-from jaxwrap.train.fit.checkpoints import shipped_wrappers
+from jaxwrap.train.fit.checkpoints import load_wrapper, shipped_wrappers
 from jaxwrap.train.fit.config import override
-from jaxwrap.train.fit.fcm_checkpoints import is_fcm, load_fcm
+from jaxwrap.train.fit.fcm_checkpoints import load_fcm
 from jaxwrap.train.fit.fcm_config import PRESETS, FcmFitConfig, Member
 from jaxwrap.train.fit.fcm_data import FeatureSet, feature_crops, picture_files, scales_of
 from jaxwrap.train.fit.fcm_loop import fit_fcm
@@ -59,7 +59,6 @@ def test_a_job_writes_a_wrapper_per_member_of_its_own_width(job):
         assert wrapper.reducer.first.shape == (12, width)
         assert notes["member"]["width"] == width
         assert tuning is not None
-        assert is_fcm(file)
 
 
 def test_the_transform_of_training_ends_up_in_the_layers(job):
@@ -175,12 +174,13 @@ def test_folders_without_pictures_and_files_that_are_no_wrapper_are_named(tmp_pa
         picture_files(str(tmp_path))
     with pytest.raises(ValueError, match="not a feature wrapper"):
         load_fcm("pair-1of2")
-    assert not is_fcm("pair-1of2")
+    with pytest.raises(ValueError, match="with --task"):
+        load_wrapper("fcm-yolox-nano")
 
 
 def test_shipped_wrappers_load_with_their_constants_and_are_small():
-    shipped = {name: file for name, file in shipped_wrappers().items() if is_fcm(file)}
-    assert {"fcm-yolox-nano", "fcm-yolo-fastestv2"} <= set(shipped)
+    shipped = {name for name in shipped_wrappers() if name.startswith("fcm-")}
+    assert {"fcm-yolox-nano", "fcm-yolo-fastestv2"} <= shipped
     for name in shipped:
         wrapper, tuning, notes = load_fcm(name)
         assert wrapper.config.sample_ratio <= 0.25

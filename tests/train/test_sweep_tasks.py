@@ -33,6 +33,7 @@ from jaxwrap.train.evaluate.pooled import ALL, TaskResult, run_task_sweep
 from jaxwrap.train.evaluate.scoring import Task, Truth
 from jaxwrap.train.evaluate.sources import PictureSource
 from jaxwrap.train.evaluate.sweep import predictions_path, run_sweep
+from jaxwrap.train.evaluate.terminal import TaskRun
 from jaxwrap.train.runs import new_methods
 from jaxwrap.wrappers.fcm import POWERS, FcmConfig, FcmTuning, FcmWrapper, Scale
 
@@ -269,6 +270,8 @@ def test_what_cannot_be_scored_or_coded_is_refused_before_anything_runs(tmp_path
     small = dataclasses.replace(mode.task.detector, expects=PictureInput(8, 8, fit="letterbox"))
     tiny = FeatureMode("fcm-tiny", dataclasses.replace(mode.task, detector=small), wrapper(), None)
     assert tiny.coded_size((32, 32)) == (16, 16)
+    with pytest.raises(ValueError, match="several --run are named fcm-a"):
+        TaskRun("detection", [], ["one/fcm-a", "other/fcm-a.wrapper.npz", "fcm-b"]).modes(data)
     assert not out.exists()
 
 

@@ -72,8 +72,9 @@ def run(
         figures[name] = row
         print(
             f"{name}: {config.latent_channels} latents at stride {config.latent_stride}, ratio "
-            f"{row['sample_ratio']:.3f}, {row['parameters']} parameters; without a codec: feature SNR {row['codec_free_snr']:.2f} dB, AP "
-            f"{row['ap']:.4f} / {row['ap50']:.4f}, uncompressed {row['local_ap']:.4f} / {row['local_ap50']:.4f} "
+            f"{row['sample_ratio']:.3f}, {row['parameters']} parameters; without a codec: feature SNR "
+            f"{row['codec_free_snr']:.2f} dB, AP {row['ap']:.4f} / {row['ap50']:.4f}, "
+            f"uncompressed {row['local_ap']:.4f} / {row['local_ap50']:.4f} "
             f"({100 * (row['ap'] - row['local_ap']):+.2f} points); clipped {row['clipped']:.4%}"
         )
         if tuning is not None:

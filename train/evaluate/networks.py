@@ -89,10 +89,11 @@ class Networks:
             plan = jax.block_until_ready(plan)
         depth = prepared.sandwich.bit_depth
         coded = to_integers(plan.z, depth)
-        side = np.asarray(plan.side_information_bits) + np.asarray(prepared.side_bits)
+        side = np.asarray(plan.side_information_bits)  # of each picture, or of all together
+        side_of_mode = np.broadcast_to(prepared.side_bits, (total,))
         planned = {}
         for place, (source, part, count) in enumerate(zip(batch, parts, counts, strict=True)):
-            bits = side[part].sum() if side.ndim else side * count / total
+            bits = side_of_mode[part].sum() + (side[part].sum() if side.ndim else side * count / total)
             its_own = Plan(
                 jax.tree.map(lambda plane, part=part: plane[part], coded),
                 _weights_of(plan.weights, part, total),

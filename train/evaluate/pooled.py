@@ -82,7 +82,15 @@ def run_task_sweep(
     result: list[TaskResult] = []
 
     def summarise(sweep: SweepResult, cache: Cache) -> Mapping[str, Any]:
-        against = given or pseudo_truth(data, _predictions(out, [p for p in sweep.points if p.mode == "local"]))
+        against = given
+        if against is None:
+            local = [point for point in sweep.points if point.mode == "local"]
+            if len(local) < len(sources):
+                raise ValueError(
+                    f"local inference failed on {len(sources) - len(local)} of {len(sources)} sequences, and its "
+                    f"output is the truth; logs are in {out / 'failed'}, and --retry-failed tries again"
+                )
+            against = pseudo_truth(data, _predictions(out, local))
         _write_truth(out, against)
         scores, incomplete = pooled(sweep, sources, against, out, cache)
         write_points(out / "scores.csv", scores)

@@ -53,9 +53,15 @@ class TaskRun:
             raise ValueError("--task wants --run: the wrapper of a network's features (jaxwrap train fcm-yolox-nano)")
 
     def modes(self, data: TaskData) -> list[TaskMode]:
-        """A mode of each run, and the baselines. Raises `ValueError` where runs are of different networks, or do not
-        fit the network's weights; `FileNotFoundError`."""
-        wrappers = {_name(run): load_fcm(run) for run in self.runs}
+        """A mode of each run, and the baselines. Raises `ValueError` where runs share a name, are of different
+        networks, or do not fit the network's weights; `FileNotFoundError`."""
+        names = [_name(run) for run in self.runs]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"several --run are named {', '.join(repeated)}: rows are told apart by the names of files or folders; "
+                "rename all but one"
+            )
+        wrappers = {name: load_fcm(run) for name, run in zip(names, self.runs, strict=True)}
         networks = {(w.config.network, w.config.split) for w, _, _ in wrappers.values()}
         if len(networks) > 1:
             given = ", ".join(f"{name} behind {split}" for name, split in sorted(networks))

@@ -62,6 +62,8 @@ def _read(file: Path) -> tuple[WrapperConfig, dict[str, Any], dict[str, np.ndarr
         if "__meta__" not in arrays:
             raise ValueError("it has no entry __meta__, which says what network it is")
         meta = json.loads(str(arrays.pop("__meta__")))
+        if isinstance(meta, dict) and "kind" in meta:
+            raise ValueError("it is a wrapper of a network's features: jaxwrap evaluate takes it with --task")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT or "config" not in meta:
             raise ValueError(f"its __meta__ is no description in format {FORMAT}")
         return WrapperConfig.from_dict(meta["config"]), dict(meta.get("notes", {})), arrays

@@ -66,13 +66,3 @@ def load_fcm(path: str | Path) -> tuple[FcmWrapper, FcmTuning | None, dict[str, 
     if parts and missing:
         raise ValueError(f"{file} lacks {', '.join(sorted(missing))} of its tuning: write it again with jaxwrap train")
     return wrapper, FcmTuning(**parts) if parts else None, notes
-
-
-def is_fcm(path: str | Path) -> bool:
-    """Whether a file, a training folder or a shipped name holds a wrapper of features. Errors of a missing file as in
-    `load_fcm`; damaged files are none."""
-    try:
-        with np.load(wrapper_file(path)) as archive:
-            return bool(json.loads(str(archive["__meta__"])).get("kind") == KIND)
-    except (ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
-        return False

@@ -202,8 +202,9 @@ def _start(
             small.reducer.linear[...] *= factor
             small.restorer.linear[...] /= factor
         if config.init:
-            loaded, _, _ = load_fcm(config.init)
-            small = loaded
+            small, _, _ = load_fcm(config.init)
+            if small.config != (wanted := dataclasses.replace(shape, width=member.width)):
+                raise ValueError(f"init={config.init} is of another shape: {small.config}; wanted {wanted}")
         wide = FcmWrapper(shape, rngs=nnx.Rngs(member.seed))
         inner = nnx.to_pure_dict(nnx.state(small, nnx.Param))
         outer = nnx.to_pure_dict(nnx.state(wide, nnx.Param))

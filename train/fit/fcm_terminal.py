@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from jaxwrap.tasks.detector import Detector
 from jaxwrap.train.fit.fcm_config import FcmFitConfig
@@ -30,10 +35,14 @@ def run_fit_fcm(config: FcmFitConfig, out: Path) -> None:
                 f"split={config.split!r}: {config.network} has the layers {', '.join(detector.network.layers)}"
             )
         detector = dataclasses.replace(detector, split=config.split)
+    height, width = detector.expects.height, detector.expects.width
+    if height is None or width is None:
+        raise ValueError(
+            f"network={config.network} takes pictures of any size; training wants features of one size, such as "
+            "yolox-nano's or yolo-fastestv2's"
+        )
+    _check_memory(detector, (height, width), files, config.views)
     keep_memory()
-    size = detector.expects.height, detector.expects.width
-    assert size[0] is not None
-    assert size[1] is not None
     with progress_bar() as bar:
         features = [
             _features(detector, files[::HELD_OUT], 1, config, bar.add_task("held out", total=None, note=""), bar),
@@ -57,10 +66,22 @@ def run_fit_fcm(config: FcmFitConfig, out: Path) -> None:
             note = "cost {cost:.2f} dB  SNR {feature_snr:.2f} dB  {bits_per_position:.0f} bits".format(**m)
             bar.update(task, completed=progress.step, note=note)
 
-        written = fit_fcm(config, detector, training, validation, out, size=size, report=report)  # type: ignore[arg-type]
+        written = fit_fcm(config, detector, training, validation, out, size=(height, width), report=report)
     for file in written:
         console.print(f"wrapper: {file} (lowest validation cost)", highlight=False, soft_wrap=True)
     console.print(f"log: {out}/log.csv", highlight=False, soft_wrap=True)
+
+
+def _check_memory(detector: Detector, size: tuple[int, int], files: list[Path], views: int) -> None:
+    """Features of all views are held at once, and twice while they are put together."""
+    shapes = jax.eval_shape(detector.part1, jax.ShapeDtypeStruct((1, *size, 3), np.float32))
+    wanted = 2 * views * len(files) * sum(2 * math.prod(shape.shape) for shape in shapes.values())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > there:
+        raise ValueError(
+            f"the features of {views} views of {len(files)} pictures would take {wanted / 2**30:.0f} GiB of memory, "
+            f"and there are {there / 2**30:.0f} GiB: give a folder of fewer pictures, or views=1"
+        )
 
 
 def _features(detector: Detector, files: list[Path], views: int, config: FcmFitConfig, task, bar) -> FeatureSet:  # type: ignore[no-untyped-def]
