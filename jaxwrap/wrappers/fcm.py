@@ -237,8 +237,8 @@ class FcmWrapper(nnx.Module):
         graph, state = nnx.split(self)
         layout = self.layout(features)
         return Sandwich(
-            jax.tree_util.Partial(_Reduce(graph), state, statistics),  # type: ignore[arg-type]
-            jax.tree_util.Partial(_Restore(graph, layout), state, statistics),  # type: ignore[arg-type]
+            jax.tree_util.Partial(_Reduce(graph), state, statistics),
+            jax.tree_util.Partial(_Restore(graph, layout), state, statistics),
             self.config.bit_depth,
         )
 

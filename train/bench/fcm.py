@@ -55,7 +55,7 @@ def run(
             found[source.name] = task.predictions(restored, source)
             local[source.name] = task.predictions(features, source)
         with_wrapper, without = truth.scores(found), truth.scores(local)
-        row = {
+        row: dict[str, Any] = {
             "wrapper": wrapper_file(name).name,
             "network": config.network,
             "parameters": int(sum(np.size(x) for x in jax.tree.leaves((wrapper.reducer, wrapper.restorer)))),

@@ -10,7 +10,7 @@ import shutil
 import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from jax.typing import DTypeLike
 
 from jaxwrap.codecs.files import write_atomically
 from jaxwrap.parameters import assign_parameters, named_parameters
-from jaxwrap.train.fit.step import FitState
 from jaxwrap.wrappers.switchable import Wrapper, WrapperConfig, wrapper_from_config
 
 SUFFIX = ".wrapper.npz"
@@ -95,6 +94,18 @@ def wrapper_file(path: str | Path) -> Path:
 _MARGIN = 2**20  # bytes that a state takes beside its arrays, with room for the log and the wrapper files
 
 
+class Stepped(Protocol):
+    """The state of a training run of any kind: a pytree that knows its step."""
+
+    @property
+    def step(self) -> jax.Array:
+        """Steps that were done."""
+        ...
+
+
+State = TypeVar("State", bound=Stepped)
+
+
 class RunStates:
     """The states of one training run, written atomically, the two newest kept."""
 
@@ -102,7 +113,7 @@ class RunStates:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager((folder / "states").absolute(), options=options)
 
-    def save(self, state: FitState) -> None:
+    def save(self, state: Stepped) -> None:
         """Blocks until the state is safe on disk. Raises `OSError` where the disk is full; older states are kept."""
         step = int(state.step)
         # Asked first, because threads of Orbax and TensorStore meet a full disk with pages of tracebacks.
@@ -124,13 +135,14 @@ class RunStates:
             "kept; free some space and run the same command again",
         )
 
-    def latest(self, like: FitState) -> FitState | None:
+    def latest(self, like: State) -> State | None:
         """The newest whole state, placed like ``like``; None where there is none."""
         step = self._manager.latest_step()
         if step is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        restored: State = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        return restored
 
     def close(self) -> None:
         """Releases the manager's threads."""

@@ -85,9 +85,9 @@ def fit_fcm(
     states, log = RunStates(out), Log(out / "log.csv", LOG_FIELDS)
     try:
         fresh = _initial_state(config, structure, wrappers, _batch(config, shape, training, 0), gain)
-        state = states.latest(fresh)
-        if state is None:
-            state = fresh
+        found = states.latest(fresh)
+        state = fresh if found is None else found
+        if found is None:
             log.resume(-1)
             best = [float("inf")] * len(members)
         else:
@@ -125,7 +125,7 @@ def fit_fcm(
 
         if int(state.step) == 0:
             validated(state)
-            states.save(state)  # type: ignore[arg-type]
+            states.save(state)
         batches = prefetch(
             jax.device_put(_batch(config, shape, training, k)) for k in range(int(state.step), config.steps)
         )
@@ -147,7 +147,7 @@ def fit_fcm(
             if last or number % config.validate_every == 0:
                 validated(state)
             if last or number % config.checkpoint_every == 0:
-                states.save(state)  # type: ignore[arg-type]
+                states.save(state)
     finally:
         states.close()
     files = []

@@ -38,7 +38,7 @@ def tune(wrapper: FcmWrapper, training: FeatureSet, *, seed: int = 0) -> FcmTuni
         layout = wrapper.layout(features)
         sandwich = wrapper.sandwich(features)
         metric = wrapper.metric(features)
-        z: Frame = sandwich.bottleneck(features)  # type: ignore[arg-type]
+        z: Frame = sandwich.bottleneck(features)
         moments = moments or ChannelMoments(layout)
         moments.update(jax.device_get(z))
         samples.append(np.asarray(z.y))
