@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -323,4 +322,4 @@ def _run_lengths(masks: np.ndarray) -> list[dict[str, Any]]:
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
     """The library prints its progress."""
-    return contextlib.redirect_stdout(io.StringIO())
+    return contextlib.redirect_stdout(None)

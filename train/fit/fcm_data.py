@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
 
 from jaxwrap.tasks.detector import Detector
+from jaxwrap.train.media import rgb_frames
 from jaxwrap.wrappers.fcm import FcmConfig, Scale
 
 PICTURES_PER_CALL = 8
@@ -74,8 +74,7 @@ def features_of(
 
 
 def _view(file: Path, view: int, seed: int, number: int) -> np.ndarray:
-    with Image.open(file) as picture:
-        rgb = np.asarray(picture.convert("RGB"))
+    rgb = next(rgb_frames(file))
     if view == 0:
         return rgb
     rng = np.random.Generator(np.random.Philox(key=[seed, number]))
