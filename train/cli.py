@@ -257,7 +257,8 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: sse, wa, iwa, fwa, calibrated, idse, fold, refine, refine:encoder, and chains: "
+            help="Comma-separated: sse, wa, iwa, fwa, calibrated, idse, fold, refine, refine:encoder, with --task also "
+            "wa:task, iwa:task, and chains: "
             "changes of the samples first, then weights, then dqp (QP offsets), shuffle (a control) or only:sse:rdoq "
             "(decisions); fold+refine+wa+dqp. Stock x264 and x265 take weights as wa+dqp (dqp for short)."
         ),

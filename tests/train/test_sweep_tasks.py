@@ -148,7 +148,7 @@ def test_rows_are_what_codec_and_network_make_of_each_picture_and_scores_pool_th
 ) -> None:
     data, codec = stills(), X26x("x264")
     mode = feature_mode(data, "picture", tuning())
-    modes = [mode, RemoteMode(mode.task, mode.wrapper.metric), LocalMode(mode.task)]
+    modes = [mode, RemoteMode(mode.task, mode.wrapper), LocalMode(mode.task)]
     methods = new_methods(["sse", "fold", "calibrated+dqp", "wa:task+dqp"], of_task=True)
 
     def sweep(out: str) -> TaskResult:

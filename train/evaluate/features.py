@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxwrap.arrays import Frame, Yuv400
 from jaxwrap.colour import yuv_to_rgb
-from jaxwrap.importance.receiver import Metric, PerFrame, apply, as_partial
+from jaxwrap.importance.receiver import PerFrame, apply, as_partial
 from jaxwrap.methods import Calibrated, Fold, Fwa, Method, TaskAware, stages_of
 from jaxwrap.methods.plan import Plan
 from jaxwrap.metrics.distortion import mean_psnr
@@ -177,12 +177,15 @@ class FeatureMode(TaskMode):
 class RemoteMode(TaskMode):
     """The picture itself is coded, and the whole network looks at what was decoded: remote inference.
 
-    ``metric``: of the features, for ``feature_snr``; None where there is no wrapper whose metric they share.
+    ``judge``: the wrapper whose metric of features ``feature_snr`` is in; None: it stays empty.
     """
 
-    def __init__(self, task: Task, metric: Metric | None = None) -> None:
+    def __init__(self, task: Task, judge: FcmWrapper | None = None) -> None:
         super().__init__("remote", task)
-        self.metric = metric
+        self.metric = None if judge is None else judge.metric
+        if judge is not None:
+            scales = [np.asarray(rms[...]) for _, rms in sorted(judge.feature_rms.items())]
+            self.post_hash = network_hash([self.post_hash, digest_of(*scales)], None)
 
     def coded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Odd sides are padded to even ones."""

@@ -76,7 +76,7 @@ class TaskRun:
         task = Task(data.task, detector, data.class_ids, head)
         modes: list[TaskMode] = [FeatureMode(name, task, *_parts(found)) for name, found in wrappers.items()]
         if "remote" in self.baselines:
-            modes.append(RemoteMode(task, next(iter(wrappers.values()))[0].metric))
+            modes.append(RemoteMode(task, next(iter(wrappers.values()))[0]))
         return [*modes, LocalMode(task)] if "local" in self.baselines else modes
 
     def _sized(self, detector: Detector) -> Detector:
