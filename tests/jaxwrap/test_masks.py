@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,6 @@ def test_a_configuration_survives_json_and_refuses_what_it_does_not_know() -> No
     with pytest.raises(ValueError, match="unknown fields depth; known: scales"):
         MaskHeadConfig.from_dict({**CONFIG.to_dict(), "depth": 3})
     with pytest.raises(ValueError, match="finest first"):
-        MaskHeadConfig(CONFIG.scales[::-1])
+        dataclasses.replace(CONFIG, scales=CONFIG.scales[::-1])
     with pytest.raises(ValueError, match="size=7"):
-        MaskHeadConfig(CONFIG.scales, size=7)
+        dataclasses.replace(CONFIG, size=7)

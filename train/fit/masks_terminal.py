@@ -33,7 +33,9 @@ def run_fit_masks(config: MaskFitConfig, out: Path) -> None:
             bar.update(task, completed=progress.step, note="loss {loss:.3f}  overlap {iou:.3f}".format(**m))
 
         fit_mask_head(config, detector, data, out, report=report)
-    console.print(f"mask head: {out}/best{SUFFIX} (lowest validation loss)", highlight=False, soft_wrap=True)
+    console.print(
+        f"mask head: {out}/best{SUFFIX} (largest overlap on held-out pictures)", highlight=False, soft_wrap=True
+    )
     console.print(f"log: {out}/log.csv", highlight=False, soft_wrap=True)
 
 
