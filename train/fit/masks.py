@@ -125,6 +125,10 @@ class MaskFitConfig:
 
 PRESETS: dict[str, MaskFitConfig] = {
     # jaxwrap train mask-yolox-nano --data COCO_DIR    (the shipped mask-yolox-nano)
+    #   About 4 minutes of one CPU core on the 100 pictures with masks of the test data. Expect an overlap of .605 with
+    #   held-out masks (step 300). With YOLOX-nano's boxes (score > .01, suppression at .65) mask AP / AP50 are .214 /
+    #   .407 on the 64 val2017 pictures and .333 / .909 on Penn-Fudan; an ellipse in each box has .171 / .372 and .096 /
+    #   .379, the boxes themselves .359 / .517 and .717 / .952.
     "mask-yolox-nano": MaskFitConfig(),
     "mask-yolo-fastestv2": MaskFitConfig(network="yolo-fastestv2"),
 }
