@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +21,6 @@ from jaxwrap.train.fit.fcm_checkpoints import load_fcm
 from jaxwrap.train.fit.masks import load_mask_head
 from jaxwrap.train.networks import load_detector
 from jaxwrap.train.runs import conclude, console, progress_bar
-from jaxwrap.wrappers.fcm import FcmTuning, FcmWrapper
 
 BASELINES = ("remote", "local")
 
@@ -74,7 +73,7 @@ class TaskRun:
         elif self.mask_head is not None:
             raise ValueError("--mask-head was given, which only --task segmentation uses")
         task = Task(data.task, detector, data.class_ids, head)
-        modes: list[TaskMode] = [FeatureMode(name, task, *_parts(found)) for name, found in wrappers.items()]
+        modes: list[TaskMode] = [FeatureMode(name, task, w, tuning) for name, (w, tuning, _) in wrappers.items()]
         if "remote" in self.baselines:
             modes.append(RemoteMode(task, next(iter(wrappers.values()))[0]))
         return [*modes, LocalMode(task)] if "local" in self.baselines else modes
@@ -127,10 +126,6 @@ def _say(result: TaskResult, kind: Kind, out: Path) -> None:
     if result.incomplete:
         console.print(f"[yellow]without a score:[/] {listed(result.incomplete)}", highlight=False, soft_wrap=True)
     console.print(f"scores: {out}/scores.csv", highlight=False, soft_wrap=True)
-
-
-def _parts(found: tuple[FcmWrapper, FcmTuning | None, Mapping[str, Any]]) -> tuple[FcmWrapper, FcmTuning | None]:
-    return found[0], found[1]
 
 
 def _name(run: str) -> str:

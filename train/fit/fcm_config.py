@@ -149,5 +149,5 @@ PRESETS: dict[str, FcmFitConfig] = {
     "fcm-yolox-nano": FcmFitConfig(transform="klt"),
     "fcm-yolo-fastestv2": FcmFitConfig(network="yolo-fastestv2", latent_channels=36, steps=3000, transform="klt"),
 }
-"""By the first word of ``jaxwrap train``; with ``--data coco/train2017`` the shipped wrappers of these names, about 10
-minutes each on two idle CPU cores."""
+"""By the first word of ``jaxwrap train``; with ``--data coco/train2017`` the shipped wrappers of these names (23 and 4
+minutes on two CPU cores that other work shared)."""
